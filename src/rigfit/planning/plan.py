@@ -1,0 +1,165 @@
+"""Plan: every decision taken, written to `plan.json`. Training accepts a Plan and nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from itertools import accumulate
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from rigfit.errors import UsageError
+from rigfit.hardware.rig import Rig
+from rigfit.workload import Precision, Strategy
+
+SCHEMA_VERSION = 1
+
+
+class Source(StrEnum):
+    """Where a number comes from."""
+
+    ESTIMATED = "estimated"
+    MEASURED = "measured here"
+    GIVEN = "given by you"
+    UNMEASURED = "unmeasured"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLayout:
+    """How one optimizer step's samples are spread over ranks and forward passes.
+
+    Args:
+        micro_batch_sizes: For each rank, samples it takes through one forward pass.
+        accumulation_steps: Forward passes per rank before the optimizer steps.
+    """
+
+    micro_batch_sizes: tuple[int, ...]
+    accumulation_steps: int
+
+    @property
+    def world_size(self) -> int:
+        return len(self.micro_batch_sizes)
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Samples behind one optimizer step, over all ranks and accumulation steps."""
+        return sum(self.micro_batch_sizes) * self.accumulation_steps
+
+    @property
+    def largest_micro_batch(self) -> int:
+        return max(self.micro_batch_sizes)
+
+    def share(self, rank: int, num_samples: int) -> tuple[int, int]:
+        """Return (start, stop) of rank's part of a step of `num_samples`; parts tile the step in rank order."""
+        edges = [0, *accumulate(self.micro_batch_sizes)]
+        total = edges[-1]
+        return -(-num_samples * edges[rank] // total), -(-num_samples * edges[rank + 1] // total)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What one forward/backward/optimizer pass of a rank costs, as lines in the micro-batch size.
+
+    Args:
+        fixed_bytes, bytes_per_sample: Peak memory per rank = fixed + per sample x micro-batch.
+        fixed_seconds, seconds_per_sample: Time of one forward+backward per rank; both 0 when nobody measured it.
+        smallest_measured, largest_measured: Micro-batch sizes the lines were drawn through.
+        source: How the numbers were obtained.
+    """
+
+    fixed_bytes: int
+    bytes_per_sample: int
+    fixed_seconds: float
+    seconds_per_sample: float
+    smallest_measured: int
+    largest_measured: int
+    source: Source
+
+    def peak_bytes(self, micro_batch_size: int) -> int:
+        return self.fixed_bytes + self.bytes_per_sample * micro_batch_size
+
+    def samples_per_second(self, micro_batch_size: int) -> float:
+        """Return samples/s of one rank; 0.0 when nobody measured it."""
+        seconds = self.fixed_seconds + self.seconds_per_sample * micro_batch_size
+        return micro_batch_size / seconds if seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duration:
+    """How long a stage is, known once the data have been counted.
+
+    Args:
+        num_train_samples, num_validation_samples: Sizes of the splits.
+        total_samples: Samples the optimizer sees in this stage.
+        total_steps: Optimizer steps; all are full but possibly the last.
+        eval_every_steps, save_every_steps: Optimizer steps between evaluations and between checkpoints.
+    """
+
+    num_train_samples: int
+    num_validation_samples: int
+    total_samples: int
+    total_steps: int
+    eval_every_steps: int
+    save_every_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """How one stage will run. `config` is the stage's full config; `duration` is None until data are known."""
+
+    config: dict[str, Any]
+    layout: BatchLayout
+    layout_source: Source
+    precision: Precision
+    precision_reason: str
+    allow_tf32: bool
+    strategy: Strategy
+    activation_checkpointing: bool
+    channels_last: bool
+    learning_rate: float
+    learning_rate_derivation: str
+    num_workers: int
+    predicted_peak_bytes: int | None
+    """Bytes per rank, or None when nobody estimated or measured it."""
+    predicted_samples_per_second: float | None
+    """Over all ranks, or None when nobody measured it."""
+    predicted_source: Source
+    couplings: tuple[str, ...]
+    duration: Duration | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a workload will run on a rig, stage by stage. Every stage runs on the whole rig."""
+
+    schema_version: int
+    recipe: str
+    rig: Rig
+    stages: tuple[StagePlan, ...]
+    facts: tuple[str, ...]
+    """What the recipe says of the data, and notes a person should read before starting."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Read a plan.
+
+        Raises:
+            UsageError: The text is no plan, or one of another schema version.
+        """
+        try:
+            plan = TypeAdapter(Plan).validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise UsageError(f"This is no plan that rigfit can read: {where}: {first['msg']}.", "Make it again with `rigfit plan`.") from None
+        if plan.schema_version != SCHEMA_VERSION:
+            raise UsageError(f"The plan has schema version {plan.schema_version}; this rigfit reads {SCHEMA_VERSION}.", "Make it again with `rigfit plan`.")
+        return plan
+
+    def with_stages(self, stages: tuple[StagePlan, ...]) -> Plan:
+        return replace(self, stages=stages)

@@ -1,0 +1,75 @@
+"""The torch face of a recipe: one module that holds the model and returns a summed loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rigfit.workload import Samples, Splits, WorkloadConfig
+
+Batch = dict[str, Any]
+"""What `default_collate` makes of a list of samples: tensors whose first dimension is the micro-batch."""
+
+MetricSums = Mapping[str, tuple[Tensor, int]]
+"""Metric name -> (sum over the counted items as a scalar tensor, how many items). The mean is taken once, at the end."""
+
+
+class Task(nn.Module, ABC):
+    """Model and loss of one recipe.
+
+    The loss is a sum, never a mean: sums over any split of a batch add up, means do not.
+    """
+
+    monitor: tuple[str, str] = ("loss", "min")
+    """Which validation metric decides the best checkpoint, and whether `min` or `max` is better."""
+
+    @abstractmethod
+    def count_items(self, batch: Batch) -> int:
+        """Return how many samples, pixels or tokens of `batch` the loss counts. No forward pass, no device sync."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the loss summed over the counted items of `batch`, shape ()."""
+
+    def evaluate(self, batch: Batch) -> MetricSums:
+        """Return sums and counts of every validation metric over `batch`; called without gradient, in eval mode."""
+        return {"loss": (self.forward(batch), self.count_items(batch))}
+
+    def build_baseline(self, train: Samples) -> Task | None:
+        """Return a trivial predictor evaluated next to the model (a mean image, a majority answer), or None."""
+        return None
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Return the repeated blocks: the units of activation checkpointing and of `fully_shard`."""
+        return ()
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return `state`, saved by this task under another config, changed so that it loads here.
+
+        Resamples positional embeddings, for example. Keys it cannot use are left out; the caller reports them.
+        """
+        return state
+
+    def export_config(self) -> dict[str, Any]:
+        """Return the JSON written beside `model.safetensors` on export."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A trained task opened from its run folder, as downstream verbs receive it.
+
+    `task` is in eval mode on `device`, with the weights that were evaluated as best (the average where EMA is on).
+    """
+
+    config: WorkloadConfig
+    task: Task
+    splits: Splits
+    folder: Path
+    device: torch.device

@@ -1,0 +1,29 @@
+"""Bytes inside, GiB where a person reads; seconds inside, hours and minutes where a person reads."""
+
+from __future__ import annotations
+
+GIB = 2**30
+MIB = 2**20
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Return `num_bytes` as text: `1.3 GiB`, `412 MiB`, `96 KiB` (powers of two)."""
+    if num_bytes >= GIB:
+        return f"{num_bytes / GIB:.1f} GiB"
+    if num_bytes >= MIB:
+        return f"{num_bytes / MIB:.0f} MiB"
+    if num_bytes >= 1024:
+        return f"{num_bytes / 1024:.0f} KiB"
+    return f"{num_bytes} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as text: `0.4 s`, `48 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,144 @@
+"""What to train, without hardware and without torch: config, couplings, samples, recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Strategy = Literal["ddp", "fully_shard"]
+
+# A stage may not change what the whole run shares.
+RUN_WIDE_KEYS = frozenset({"stages", "data", "name", "out", "seed", "deterministic", "init_from"})
+
+
+class BatchCoupling(StrEnum):
+    """What the samples of one forward pass share, hence what another layout cannot reproduce."""
+
+    BATCH_NORM = "batch norm: statistics come from one micro-batch"
+    IN_BATCH_NEGATIVES = "in-batch negatives: a sample is contrasted with its own micro-batch only"
+    DROPOUT = "dropout: the random masks depend on how samples are grouped into micro-batches"
+
+
+class ReferenceRate(BaseModel):
+    """A learning rate stated for one effective batch, and how it follows another one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    lr: float
+    effective_batch_size: int
+    rule: Literal["linear", "sqrt"]
+
+
+class WorkloadConfig(BaseModel):
+    """Every knob that all recipes share. A recipe's own config adds its fields to these.
+
+    `None` means absent: where a decision is needed (precision, micro-batch), planning makes it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    reference_rate: ClassVar[ReferenceRate | None] = None
+    """The recipe's rate when `lr` is absent."""
+
+    data: str | None = Field(None, description="folder with the training data, or `sample` for a procedural set")
+    out: str = Field("runs", description="folder under which run folders are made: OUT/RECIPE/NAME")
+    name: str | None = Field(None, description="name of the run folder; numbered when absent")
+
+    effective_batch_size: int = Field(32, ge=1, description="samples behind one optimizer step, over all ranks")
+    micro_batch_size: int | None = Field(None, ge=1, description="samples one rank takes through one forward pass")
+    epochs: int = Field(30, ge=1, description="passes over the training samples")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps, when the run should end earlier than `epochs`")
+
+    lr: float | None = Field(None, gt=0, description="the peak learning rate the optimizer gets")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape of the rate after warm-up")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of all samples over which the rate rises from 0")
+    final_lr_fraction: float = Field(0.0, ge=0, le=1, description="rate at the end, as a share of the peak rate")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW decay of matrices; vectors, norms and biases get none")
+    beta2: float = Field(0.95, gt=0, lt=1, description="AdamW second-moment decay")
+    clip_grad_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null switches clipping off")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the weight average that is evaluated; null = off")
+
+    precision: Precision | None = Field(None, description="fp32, bf16 or fp16; chosen by compute capability when absent")
+    strategy: Strategy | None = Field(None, description="ddp or fully_shard; ddp when absent")
+    activation_checkpointing: bool = Field(False, description="recompute activations in backward: less memory, more time")
+    channels_last: bool = Field(False, description="store image tensors channels-last (convolutional models on GPUs)")
+
+    eval_every_steps: int | None = Field(None, ge=1, description="optimizer steps between evaluations; once an epoch when absent")
+    save_every_steps: int | None = Field(None, ge=1, description="optimizer steps between checkpoints; as evaluations when absent")
+    log_every_steps: int = Field(10, ge=1, description="steps between flushes of the log; every step is logged")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept, besides the best")
+    early_stopping_patience: int | None = Field(None, ge=1, description="evaluations without improvement before stopping")
+
+    seed: int = Field(0, ge=0, description="decides order, augmentation, initial weights")
+    deterministic: bool = Field(False, description="only deterministic kernels; slower on GPUs")
+    num_workers: int | None = Field(None, ge=0, description="loader processes per rank; from the cores when absent")
+    init_from: str | None = Field(None, description="run folder, export folder or .safetensors whose weights to start from")
+    stages: tuple[dict[str, Any], ...] = Field((), description="list of overrides, trained one after the other in one run")
+
+    @property
+    def couplings(self) -> frozenset[BatchCoupling]:
+        """What another layout of the same effective batch changes; empty if nothing."""
+        return frozenset()
+
+    def refusal(self, micro_batch_size: int) -> str | None:
+        """Return why this workload cannot train on `micro_batch_size` samples at once, or None if it can."""
+        return None
+
+
+class Samples(Protocol):
+    """A list of samples. `load` must depend on nothing but its arguments: that is the order contract."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int, rng: np.random.Generator) -> Mapping[str, Any]:
+        """Return sample `index` as a mapping of numpy arrays and numbers; all randomness comes from `rng`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """Training samples, held-out samples, and what a person should know about them.
+
+    `validation` may be empty (`len() == 0`): then nothing is evaluated.
+    """
+
+    train: Samples
+    validation: Samples
+    facts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """The torch-free face of one way of training.
+
+    Args:
+        name: Word used on the command line, or the path of a person's own task file.
+        summary: One line for `rigfit recipes`.
+        config: The recipe's config class.
+        task_module: Dotted module (or .py file) with `build(config) -> Task`.
+        data_module: Dotted module (or .py file) with `open_data(config, folder) -> Splits` and, if the data need
+            preparing once per run, `prepare_data(config, folder, progress) -> None`, which writes into `folder`.
+        verbs_module: Dotted module with downstream verbs, or None.
+    """
+
+    name: str
+    summary: str
+    config: type[WorkloadConfig]
+    task_module: str
+    data_module: str
+    verbs_module: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A recipe and the config of one run; `stage_configs` are what is trained, one after the other."""
+
+    recipe: Recipe
+    config: WorkloadConfig
+    stage_configs: tuple[WorkloadConfig, ...]
