@@ -1,0 +1,1 @@
+"""What the person has: devices, the catalogue of cards, detection."""

@@ -1,0 +1,1 @@
+"""Start one process per rank, or join those that torchrun or SLURM started."""

@@ -1,0 +1,1 @@
+"""Tiles through a short latent vector and back."""

@@ -1,0 +1,74 @@
+"""The order contract: which sample stands at which position, and its randomness, as pure functions of numbers.
+
+A run's samples form one stream: epoch 0's permutation, then epoch 1's, and so on. Position p of the stream belongs to
+step p // effective_batch_size. Nothing here knows ranks, workers or micro-batches, and seeking costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MASK = (1 << 64) - 1
+_FEISTEL_ROUNDS = 8
+
+
+def mix(*numbers: int) -> int:
+    """Return 64 bits that depend on every bit of `numbers` and on their order (splitmix64, Steele et al. 2014)."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = _splitmix((state ^ (number & _MASK)) & _MASK)
+    return state
+
+
+def _splitmix(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def permute(position: int, size: int, key: int) -> int:
+    """Return where the `key`-th permutation of range(size) sends `position`.
+
+    A Feistel network over the smallest even-bit square that holds `size`, walked until the value falls inside
+    (format-preserving encryption, Black and Rogaway 2002): a bijection that needs no table and no state.
+    """
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    half_mask = (1 << half_bits) - 1
+    value = position
+    while True:
+        left, right = value >> half_bits, value & half_mask
+        for round_number in range(_FEISTEL_ROUNDS):
+            left, right = right, left ^ (mix(key, round_number, right) & half_mask)
+        value = (left << half_bits) | right
+        if value < size:
+            return value
+
+
+def sample_at(position: int, num_samples: int, seed: int) -> tuple[int, int]:
+    """Return (epoch, sample index) at `position` of the stream."""
+    epoch, within = divmod(position, num_samples)
+    return epoch, permute(within, num_samples, mix(seed, epoch))
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Return the generator that augments sample `index` in `epoch`: the same on any rank and any worker."""
+    return np.random.Generator(np.random.Philox(key=mix(seed, 1, epoch, index)))
+
+
+def model_seed(seed: int, position: int) -> int:
+    """Return the seed for randomness inside the model (dropout) at the micro-batch that starts at `position`.
+
+    Reseeding every micro-batch leaves no generator state to save: a resumed or replayed step draws the same numbers.
+    """
+    return mix(seed, 2, position) >> 1
+
+
+def hash_indices(indices: Iterable[int]) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of `indices` in order: the fingerprint of a step's samples."""
+    data: NDArray[np.int64] = np.fromiter(indices, dtype="<i8")
+    return hashlib.sha256(data.tobytes()).hexdigest()[:16]
