@@ -6,18 +6,16 @@ not a mode of the training loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from rigfit.planning.plan import BatchLayout
 from rigfit.task import Batch
-from rigfit.training.order import sample_at, sample_rng
+from rigfit.training.order import fingerprint, sample_at, sample_rng
 from rigfit.workload import Samples
 
 
@@ -31,6 +29,8 @@ class MicroBatch:
 
     batch: Batch
     num_samples: int
+    fingerprint: int
+    """Sum of `order.fingerprint` over the samples that were really loaded; 0 for a filler."""
     first_position: int
     is_filler: bool
 
@@ -74,23 +74,22 @@ class Stream:
     seed: int
     is_shuffled: bool
 
-    def load(self, position: int) -> Any:
-        """Return the sample at `position`, augmented as (seed, epoch, sample) say."""
+    def load(self, position: int) -> tuple[Mapping[str, Any], int]:
+        """Return the sample at `position`, augmented as (seed, epoch, sample) say, and its fingerprint."""
         if self.is_shuffled:
             epoch, index = sample_at(position, len(self.samples), self.seed)
         else:
             epoch, index = 0, position
-        return self.samples.load(index, sample_rng(self.seed, epoch, index))
-
-    def indices(self, start: int, stop: int) -> list[int]:
-        return [sample_at(position, len(self.samples), self.seed)[1] for position in range(start, stop)]
+        return self.samples.load(index, sample_rng(self.seed, epoch, index)), fingerprint(position, index)
 
 
-class _Positions(Dataset[Any]):
+class _Positions(Dataset[tuple[Mapping[str, Any], int]]):
+    """The stream as `DataLoader` wants it."""
+
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
 
-    def __getitem__(self, position: int) -> Any:
+    def __getitem__(self, position: int) -> tuple[Mapping[str, Any], int]:
         return self.stream.load(position)
 
 
@@ -131,7 +130,7 @@ class Loader:
             collate_fn=collate,
             num_workers=num_workers,
             pin_memory=pin_memory,
-            worker_init_fn=partial(_start_loader_process),
+            worker_init_fn=_start_loader_process,
         )
 
     def __len__(self) -> int:
@@ -141,15 +140,18 @@ class Loader:
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         batches = iter(self._batches)
         for start, num_samples in self._steps:
-            yield [
-                MicroBatch(
-                    batch=next(batches),
-                    num_samples=0 if span.is_filler else span.stop - span.start,
-                    first_position=span.start,
-                    is_filler=span.is_filler,
-                )
-                for span in deal(start, num_samples, self._layout, self._rank)
-            ]
+            spans = deal(start, num_samples, self._layout, self._rank)
+            yield [_micro_batch(span, *next(batches)) for span in spans]
+
+
+def _micro_batch(span: Span, batch: Batch, fingerprint_sum: int) -> MicroBatch:
+    return MicroBatch(
+        batch=batch,
+        num_samples=0 if span.is_filler else span.stop - span.start,
+        fingerprint=0 if span.is_filler else fingerprint_sum,
+        first_position=span.start,
+        is_filler=span.is_filler,
+    )
 
 
 class _PassSampler:
@@ -164,9 +166,10 @@ class _PassSampler:
                 yield list(range(span.start, span.stop))
 
 
-def collate(samples: Sequence[Any]) -> Batch:
-    """Return a micro-batch as tensors whose first dimension is the sample."""
-    return dict(default_collate([dict(sample) for sample in samples]))
+def collate(loaded: Sequence[tuple[Mapping[str, Any], int]]) -> tuple[Batch, int]:
+    """Return a micro-batch as tensors whose first dimension is the sample, and the sum of its fingerprints."""
+    batch = dict(default_collate([dict(sample) for sample, _ in loaded]))
+    return batch, sum(print_ for _, print_ in loaded)
 
 
 def _start_loader_process(_worker: int) -> None:
@@ -185,7 +188,3 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool) -> Bat
         moved[name] = value
     return moved
 
-
-def evaluation_rng() -> np.random.Generator:
-    """Return the generator handed to held-out samples: always the same."""
-    return sample_rng(0, 0, 0)

@@ -1,0 +1,186 @@
+"""Save and resume: safetensors and JSON in one folder, whole or not there, at any world size.
+
+Files of a checkpoint: `model.safetensors` (weights and buffers), `optimizer.safetensors` (moments by parameter name),
+`average.safetensors` (where EMA is on), `state.json`, and `manifest.json` with sizes and hashes, written last.
+No generator state is kept: every random number is a function of the seed and the position (see order.py).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rigfit.errors import RunError, UsageError
+from rigfit.runs import checkpoints
+from rigfit.training.distributed import World
+from rigfit.training.optimizer import WeightAverage, full_tensor, optimizer_state
+
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far a run has come. `step` counts over all stages; the rest is of the present stage.
+
+    Args:
+        stage: Number of the present stage.
+        step: Optimizer steps since the run began.
+        stage_step: Optimizer steps since the stage began.
+        samples_seen: Position in the stage's stream.
+        best: Best value of the monitored metric so far in this stage, or None before the first evaluation.
+        evaluations_since_best: For early stopping.
+    """
+
+    stage: int = 0
+    step: int = 0
+    stage_step: int = 0
+    samples_seen: int = 0
+    best: float | None = None
+    evaluations_since_best: int = 0
+    stopped_early: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A checkpoint read back."""
+
+    folder: Path
+    progress: Progress
+    scaler: dict[str, Any]
+    average_updates: int
+
+    def model(self) -> dict[str, Tensor]:
+        return load_file(self.folder / "model.safetensors")
+
+    def optimizer(self) -> dict[str, Tensor]:
+        return load_file(self.folder / "optimizer.safetensors")
+
+    def average(self) -> dict[str, Tensor] | None:
+        path = self.folder / "average.safetensors"
+        return load_file(path) if path.exists() else None
+
+
+def save(
+    root: Path,
+    *,
+    world: World,
+    task: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+    is_best: bool,
+    keep: int,
+) -> None:
+    """Write a checkpoint of `progress.step` under `root`. Every rank must call it; the first one writes.
+
+    Raises:
+        RunError: The disk refuses; the checkpoints that were there are still whole.
+    """
+    weights = {name: full_tensor(value).detach().to("cpu", copy=True) for name, value in task.state_dict().items()}
+    moments = optimizer_state(task, optimizer)
+    averaged = average.state() if average else None
+    if not world.is_first:
+        return
+    name = checkpoints.name_of(progress.step)
+    temporary = root / f".writing-{name}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(weights, temporary / "model.safetensors")
+        save_file(moments, temporary / "optimizer.safetensors")
+        if averaged is not None:
+            save_file(averaged, temporary / "average.safetensors")
+        state = {
+            "progress": asdict(progress),
+            "scaler": scaler.state_dict(),
+            "average_updates": average.num_updates if average else 0,
+            "world_size": world.size,
+        }
+        (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        checkpoints.publish(temporary, name)
+        checkpoints.point(root, "last", name)
+        if is_best:
+            checkpoints.point(root, "best", name)
+        checkpoints.prune(root, keep)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(
+            f"The checkpoint of step {progress.step} could not be written to {root}: {error}.",
+            "Make room on that disk, then resume: the checkpoints written before are whole.",
+        ) from error
+
+
+def read(folder: Path) -> Saved:
+    """Return the checkpoint in `folder`, which must have been verified."""
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return Saved(
+        folder=folder,
+        progress=Progress(**state["progress"]),
+        scaler=state["scaler"],
+        average_updates=state["average_updates"],
+    )
+
+
+def load_weights(source: str | Path) -> dict[str, Tensor]:
+    """Return the weights in a run folder (its best), a checkpoint or export folder, or a file.
+
+    Accepts .safetensors, and .pt/.pth/.th/.tar files that load with `weights_only=True`; wrapper prefixes
+    (`module.`, `_orig_mod.`) are taken off.
+
+    Raises:
+        UsageError: Nothing there that can be read as weights.
+    """
+    path = _weights_file(Path(source))
+    try:
+        loaded: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise _unreadable(path, str(error).splitlines()[0]) from error
+    except Exception as error:  # torch.load raises pickle.UnpicklingError for anything it does not trust
+        raise _unreadable(path, f"{type(error).__name__}; the file holds more than tensors") from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    tensors = {strip_prefixes(name): value for name, value in loaded.items() if isinstance(value, Tensor)} if isinstance(loaded, dict) else {}
+    if not tensors:
+        raise _unreadable(path, "it holds no named tensors")
+    return tensors
+
+
+def strip_prefixes(name: str) -> str:
+    """Return a parameter name without what DataParallel, DDP or torch.compile put before it."""
+    while name.startswith(_WRAPPER_PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def weights_in(folder: Path) -> Path:
+    """Return the file of a checkpoint that was evaluated: the average where there is one."""
+    average = folder / "average.safetensors"
+    return average if average.exists() else folder / "model.safetensors"
+
+
+def _weights_file(source: Path) -> Path:
+    if source.is_file():
+        return source
+    if (source / "checkpoints").is_dir():
+        found = checkpoints.pointed(source / "checkpoints", "best") or checkpoints.pointed(source / "checkpoints", "last")
+        if found is None:
+            raise UsageError(f"The run {source} has no checkpoint yet.", "Train it first, or name another run.")
+        return weights_in(found)
+    for folder in (source, source / "export"):
+        if (folder / "model.safetensors").is_file():
+            return weights_in(folder)
+    raise UsageError(f"There are no weights at {source}.", "Name a run folder, an export folder, or a .safetensors file.")
+
+
+def _unreadable(path: Path, why: str) -> UsageError:
+    return UsageError(f"The weights in {path} cannot be read: {why}.", "Name a run folder, an export folder, or a .safetensors file.")

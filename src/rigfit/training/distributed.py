@@ -1,0 +1,100 @@
+"""The process group: who this rank is, and sums over all ranks."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rigfit.hardware.rig import Rig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """This process among the others.
+
+    Args:
+        rank: This process's number, 0 to `size` - 1.
+        local_rank: Its number on this machine.
+        size: Number of processes, one per device.
+        device: Where this rank computes.
+    """
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def start(rig: Rig) -> World:
+    """Join the process group that the environment names (RANK, WORLD_SIZE, ...), or stand alone without one.
+
+    Host numbers go over gloo and tensors on a GPU over NCCL, so that agreeing on a count never waits for the GPU.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    own = rig.devices[local_rank % rig.world_size]
+    if rig.kind == "cuda":
+        device = torch.device("cuda", own.index)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        torch.set_num_threads(own.num_threads)
+    if size > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if rig.kind == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
+    return World(rank=rank, local_rank=local_rank, size=size, device=device)
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_integers(world: World, values: Sequence[int]) -> list[int]:
+    """Return each of `values` summed over all ranks, exactly, without touching the device."""
+    if world.size == 1:
+        return list(values)
+    total = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(total)
+    return [int(value) for value in total.tolist()]
+
+
+def sum_floats(world: World, values: Sequence[float]) -> list[float]:
+    """Return each of `values` summed over all ranks in float64."""
+    if world.size == 1:
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total)
+    return [float(value) for value in total.tolist()]
+
+
+def gather_integers(world: World, value: int) -> tuple[int, ...]:
+    """Return every rank's `value`, in rank order."""
+    own = [value if rank == world.rank else 0 for rank in range(world.size)]
+    return tuple(sum_integers(world, own))
+
+
+def broadcast_object(world: World, value: Any) -> Any:
+    """Return rank 0's `value` on every rank."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def wait_for_all(world: World) -> None:
+    """Return once every rank has come here."""
+    if world.size > 1:
+        sum_integers(world, [0])

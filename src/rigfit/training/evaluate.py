@@ -1,0 +1,49 @@
+"""Held-out metrics, exact on any number of ranks: every sample once, sums over ranks, one division."""
+
+from __future__ import annotations
+
+import torch
+
+from rigfit.planning.plan import BatchLayout
+from rigfit.task import Task
+from rigfit.training.distributed import World, sum_floats
+from rigfit.training.loader import Loader, Stream, to_device
+from rigfit.training.precision import autocast
+from rigfit.workload import Precision, Samples
+
+
+@torch.no_grad()
+def evaluate(
+    task: Task, samples: Samples, *, layout: BatchLayout, world: World, precision: Precision, num_workers: int
+) -> dict[str, float]:
+    """Return every metric of `task` averaged over `samples`. Every rank must call it.
+
+    Nothing is padded: where ranks need equally many forward passes, a filler runs whose sums are dropped.
+    """
+    loader = Loader(
+        Stream(samples=samples, seed=0, is_shuffled=False),
+        layout,
+        rank=world.rank,
+        first_position=0,
+        total_samples=len(samples),
+        step_size=layout.effective_batch_size,
+        num_workers=num_workers,
+        pin_memory=world.device.type == "cuda",
+    )
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
+    was_training = task.training
+    task.eval()
+    for micro_batches in loader:
+        for micro in micro_batches:
+            with autocast(world.device, precision):
+                found = task.evaluate(to_device(micro.batch, world.device, channels_last=False))
+            weight = 0 if micro.is_filler else 1
+            for name, (total, count) in found.items():
+                added = total.detach().to(torch.float64) * weight
+                sums[name] = sums[name] + added if name in sums else added
+                counts[name] = counts.get(name, 0) + count * weight
+    task.train(was_training)
+    names = sorted(sums)
+    totals = sum_floats(world, [float(sums[name]) for name in names] + [float(counts[name]) for name in names])
+    return {name: totals[i] / totals[len(names) + i] for i, name in enumerate(names)}

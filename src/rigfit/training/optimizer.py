@@ -1,0 +1,115 @@
+"""AdamW with decay groups, its state by parameter name, and the running average of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def build_optimizer(model: nn.Module, *, weight_decay: float, beta2: float, device: torch.device) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters of `model`.
+
+    Matrices decay; vectors (norms, biases) and positional or class embeddings, which have a leading 1, do not.
+    The rate is set before every step from the samples seen, so none is given here.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decay = [parameter for parameter in trainable if _decays(parameter)]
+    rest = [parameter for parameter in trainable if not _decays(parameter)]
+    groups = [
+        {"params": members, "weight_decay": amount} for members, amount in ((decay, weight_decay), (rest, 0.0)) if members
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), fused=device.type in ("cuda", "cpu"))
+
+
+def _decays(parameter: nn.Parameter) -> bool:
+    return parameter.dim() >= 2 and parameter.shape[0] > 1
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group the same learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def full_tensor(value: Tensor) -> Tensor:
+    """Return `value` whole: gathered over the ranks where it is sharded. Every rank must call it."""
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    return value
+
+
+def like_parameter(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return `value` on the device of `parameter` and sharded as it is."""
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value.to(parameter.device)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's tensors as `<parameter name>.<exp_avg|exp_avg_sq|step>`, whole, on the CPU.
+
+    Named by parameter, so that the state survives another world size, another strategy and a later unfreezing.
+    """
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            state[f"{name}.{key}"] = full_tensor(value).detach().to("cpu", copy=True)
+    return state
+
+
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    """Give every trainable parameter that `state` knows at the same shape its moments back; others start anew."""
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or f"{name}.step" not in state:
+            continue
+        moments = {key: state[f"{name}.{key}"] for key in ("exp_avg", "exp_avg_sq")}
+        if any(moment.shape != parameter.shape for moment in moments.values()):
+            continue
+        optimizer.state[parameter] = {
+            "step": state[f"{name}.step"].to(parameter.device, copy=True),
+            **{key: like_parameter(moment.clone(), parameter) for key, moment in moments.items()},
+        }
+
+
+class WeightAverage:
+    """Exponential moving average of parameters and floating-point buffers, kept beside the model.
+
+    The decay rises with the number of updates, min(decay, (1 + n) / (10 + n)), so that early weights are forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self.shadow = {name: value.detach().clone() for name, value in _averaged(model)}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the model's present weights."""
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        self.num_updates += 1
+        for name, value in _averaged(model):
+            self.shadow[name].lerp_(value, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self, model: nn.Module) -> None:
+        """Exchange the model's weights and the average; call it twice to get back."""
+        for name, value in _averaged(model):
+            kept = value.detach().clone()
+            value.copy_(self.shadow[name])
+            self.shadow[name].copy_(kept)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the average whole, on the CPU. Every rank must call it."""
+        return {name: full_tensor(value).detach().to("cpu", copy=True) for name, value in self.shadow.items()}
+
+    def load(self, model: nn.Module, state: dict[str, Tensor], num_updates: int) -> None:
+        self.shadow = {name: like_parameter(state[name].clone(), value) for name, value in _averaged(model)}
+        self.num_updates = num_updates
+
+
+def _averaged(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from ((name, value) for name, value in model.named_buffers() if value.is_floating_point())

@@ -1,0 +1,103 @@
+"""One optimizer step: count, forward and backward each micro-batch, divide once, clip, step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from rigfit.task import Task
+from rigfit.training.distributed import World
+from rigfit.training.loader import MicroBatch, to_device
+from rigfit.training.optimizer import full_tensor
+from rigfit.training.order import model_seed
+from rigfit.training.precision import autocast
+from rigfit.workload import Precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSettings:
+    """What the plan decided about every step of a stage."""
+
+    precision: Precision
+    channels_last: bool
+    clip_grad_norm: float | None
+    seed: int
+    seeds_model: bool
+    """True when the model draws random numbers (dropout), which must then be a function of the position."""
+
+
+def count_items(task: Task, micro_batches: Sequence[MicroBatch]) -> int:
+    """Return the items this rank's share of the step counts in the loss."""
+    return sum(task.count_items(micro.batch) for micro in micro_batches if not micro.is_filler)
+
+
+def accumulate_gradients(
+    model: nn.Module,
+    micro_batches: Sequence[MicroBatch],
+    *,
+    num_items: int,
+    world: World,
+    scaler: torch.amp.GradScaler,
+    settings: StepSettings,
+) -> Tensor:
+    """Leave in `.grad` the gradient of the mean loss over the whole effective batch.
+
+    Args:
+        model: The task, as it is or wrapped for several ranks.
+        micro_batches: This rank's share.
+        num_items: Counted items of the step over all ranks and micro-batches: the one divisor.
+
+    Returns:
+        This rank's share of the mean loss, shape (), detached. The shares of all ranks add up to it.
+    """
+    last = len(micro_batches) - 1
+    share = torch.zeros((), device=world.device)
+    for number, micro in enumerate(micro_batches):
+        if settings.seeds_model:
+            torch.manual_seed(model_seed(settings.seed, micro.first_position))
+        batch = to_device(micro.batch, world.device, channels_last=settings.channels_last)
+        with _gradient_sync(model, is_wanted=number == last):
+            with autocast(world.device, settings.precision):
+                summed = model(batch)
+            loss = summed * (0.0 if micro.is_filler else 1.0 / num_items)
+            # DDP and fully_shard average gradients over ranks; the factor turns their mean back into our sum.
+            scaler.scale(loss * world.size).backward()  # type: ignore[no-untyped-call]
+        share = share + loss.detach()
+    return share
+
+
+def _gradient_sync(model: nn.Module, *, is_wanted: bool) -> AbstractContextManager[object]:
+    """Return the context in which backward exchanges gradients, or keeps them here until the last micro-batch."""
+    if isinstance(model, DistributedDataParallel) and not is_wanted:
+        return model.no_sync()
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_wanted)
+    return nullcontext()
+
+
+def update_weights(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    *,
+    clip_grad_norm: float | None,
+) -> Tensor:
+    """Clip, step and clear the gradients.
+
+    Returns:
+        The gradient norm before clipping, shape (); non-finite where an fp16 step was skipped.
+    """
+    scaler.unscale_(optimizer)
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    limit = clip_grad_norm if clip_grad_norm is not None else float("inf")
+    norm = full_tensor(nn.utils.clip_grad_norm_(parameters, limit))
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return norm.detach()

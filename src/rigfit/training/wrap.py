@@ -1,0 +1,51 @@
+"""Make a task ready for several ranks: activation checkpointing, DDP or fully_shard."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from rigfit.errors import UsageError
+from rigfit.planning.plan import StagePlan
+from rigfit.task import Task
+from rigfit.training.distributed import World
+
+
+def wrap(task: Task, stage: StagePlan, world: World) -> nn.Module:
+    """Return the module whose forward trains `task` on all ranks. `task` itself keeps its parameter names."""
+    if stage.activation_checkpointing:
+        _checkpoint_blocks(task)
+    if stage.channels_last:
+        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if world.size == 1:
+        return task
+    if stage.strategy == "fully_shard":
+        return _shard(task, world)
+    return DistributedDataParallel(
+        task,
+        device_ids=[world.device.index] if world.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+    )
+
+
+def _checkpoint_blocks(task: Task) -> None:
+    """Recompute each block in backward. Replacing `forward` keeps parameter names, which a wrapper would change."""
+    blocks = task.blocks()
+    if not blocks:
+        raise UsageError("This task names no blocks to checkpoint.", "Train without activation_checkpointing, or give the task `blocks()`.")
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def _shard(task: Task, world: World) -> nn.Module:
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for block in task.blocks():
+        fully_shard(block, mesh=mesh)
+    fully_shard(task, mesh=mesh)
+    return task
