@@ -141,6 +141,11 @@ class Plan:
     facts: tuple[str, ...]
     """What the recipe says of the data, and notes a person should read before starting."""
 
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps over all stages whose duration is known."""
+        return sum(stage.duration.total_steps for stage in self.stages if stage.duration)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
 

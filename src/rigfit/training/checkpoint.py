@@ -85,7 +85,7 @@ def save(
     Raises:
         RunError: The disk refuses; the checkpoints that were there are still whole.
     """
-    weights = {name: full_tensor(value).detach().to("cpu", copy=True) for name, value in task.state_dict().items()}
+    weights = full_state(task)
     moments = optimizer_state(task, optimizer)
     averaged = average.state() if average else None
     if not world.is_first:
@@ -117,6 +117,11 @@ def save(
             f"The checkpoint of step {progress.step} could not be written to {root}: {error}.",
             "Make room on that disk, then resume: the checkpoints written before are whole.",
         ) from error
+
+
+def full_state(task: nn.Module) -> dict[str, Tensor]:
+    """Return weights and buffers whole, on the CPU. Every rank must call it."""
+    return {name: full_tensor(value).detach().to("cpu", copy=True) for name, value in task.state_dict().items()}
 
 
 def read(folder: Path) -> Saved:

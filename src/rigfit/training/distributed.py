@@ -35,12 +35,17 @@ class World:
         return self.rank == 0
 
 
+def rank_of_environment() -> int:
+    """Return this process's number as torchrun sets it; 0 for a process that stands alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def start(rig: Rig) -> World:
     """Join the process group that the environment names (RANK, WORLD_SIZE, ...), or stand alone without one.
 
     Host numbers go over gloo and tensors on a GPU over NCCL, so that agreeing on a count never waits for the GPU.
     """
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, size = rank_of_environment(), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     own = rig.devices[local_rank % rig.world_size]
     if rig.kind == "cuda":

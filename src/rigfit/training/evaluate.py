@@ -38,11 +38,12 @@ def evaluate(
         for micro in micro_batches:
             with autocast(world.device, precision):
                 found = task.evaluate(to_device(micro.batch, world.device, channels_last=False))
-            weight = 0 if micro.is_filler else 1
             for name, (total, count) in found.items():
-                added = total.detach().to(torch.float64) * weight
-                sums[name] = sums[name] + added if name in sums else added
-                counts[name] = counts.get(name, 0) + count * weight
+                sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=world.device))
+                counts.setdefault(name, 0)
+                if not micro.is_filler:
+                    sums[name] += total.detach()
+                    counts[name] += count
     task.train(was_training)
     names = sorted(sums)
     totals = sum_floats(world, [float(sums[name]) for name in names] + [float(counts[name]) for name in names])

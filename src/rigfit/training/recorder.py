@@ -1,0 +1,109 @@
+"""What the steps measured, kept on the device and written in batches, so that logging costs one sync per flush."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import psutil
+import torch
+from torch import Tensor
+
+from rigfit.errors import TrainingError
+from rigfit.runs.metrics import MetricsLog, TrainRecord
+from rigfit.training.distributed import World, gather_integers, sum_floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """One step whose loss and gradient norm may still be on their way."""
+
+    step: int
+    stage: int
+    epoch: float
+    samples_seen: int
+    num_samples: int
+    learning_rate: float
+    loss_share: Tensor
+    grad_norm: Tensor
+    sample_hash: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Recorder:
+    """Collects steps and writes them. Every rank has one; the first one's `log` is not None."""
+
+    world: World
+    log: MetricsLog | None
+    flush_every: int
+    is_fp16: bool
+    pending: list[Pending] = field(default_factory=list)
+    waited: float = 0.0
+    """Seconds this rank has waited for data since the last flush."""
+    began: float = field(default_factory=time.perf_counter)
+
+    def restart_clock(self) -> None:
+        """Leave what happened since the last flush (an evaluation, a save) out of the speed."""
+        self.began, self.waited = time.perf_counter(), 0.0
+
+    def add(self, step: Pending) -> None:
+        self.pending.append(step)
+        if len(self.pending) >= self.flush_every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sum the losses over ranks, check that they are numbers, write all pending steps.
+
+        Raises:
+            TrainingError: A loss is not a finite number (all ranks raise it together).
+        """
+        if not self.pending:
+            return
+        shares = torch.stack([step.loss_share.double() for step in self.pending]).tolist()
+        norms = torch.stack([step.grad_norm.double() for step in self.pending]).tolist()
+        seconds = time.perf_counter() - self.began
+        sums = sum_floats(self.world, [*shares, self.waited / seconds])
+        losses, waited = sums[:-1], sums[-1] / self.world.size
+        peaks = gather_integers(self.world, peak_memory(self.world.device))
+        speed = sum(step.num_samples for step in self.pending) / seconds
+        records = [
+            TrainRecord(
+                step=step.step,
+                stage=step.stage,
+                epoch=step.epoch,
+                samples_seen=step.samples_seen,
+                loss=loss,
+                lr=step.learning_rate,
+                grad_norm=norm,
+                samples_per_second=speed,
+                peak_memory_bytes=peaks,
+                data_wait_fraction=waited,
+                sample_hash=step.sample_hash,
+                skipped=self.is_fp16 and not math.isfinite(norm),
+            )
+            for step, loss, norm in zip(self.pending, losses, norms, strict=True)
+        ]
+        if self.log:
+            self.log.log_train(records)
+        self.pending.clear()
+        self.restart_clock()
+        for record in records:
+            if not math.isfinite(record.loss):
+                raise TrainingError(
+                    f"The loss of step {record.step} is not a finite number.",
+                    "Resume from the last checkpoint with a lower lr, or use precision=fp32 if this was fp16.",
+                )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return bytes: the highest allocated on a GPU since the start, or this process's peak resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    memory = psutil.Process().memory_info()
+    try:
+        import resource  # absent on Windows
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    except ImportError:
+        return int(getattr(memory, "peak_wset", memory.rss))

@@ -1,0 +1,312 @@
+"""One stage of a run on one rank: built from the plan, trained to its end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rigfit.errors import Interrupted, RunError
+from rigfit.planning.plan import Duration, Plan, StagePlan
+from rigfit.planning.schedule import rate_at
+from rigfit.recipes import load_module, load_recipe
+from rigfit.runs.metrics import MetricsLog, ValidationRecord
+from rigfit.runs.run import Run
+from rigfit.task import Task
+from rigfit.training import checkpoint, distributed, precision
+from rigfit.training.before import Before
+from rigfit.training.checkpoint import Progress, full_state
+from rigfit.training.distributed import World
+from rigfit.training.evaluate import evaluate
+from rigfit.training.loader import Loader, MicroBatch, Stream
+from rigfit.training.optimizer import (
+    WeightAverage,
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    set_rate,
+)
+from rigfit.training.order import mix
+from rigfit.training.recorder import Pending, Recorder
+from rigfit.training.signals import StopRequest
+from rigfit.training.step import StepSettings, accumulate_gradients, count_items, update_weights
+from rigfit.training.wrap import wrap
+from rigfit.workload import BatchCoupling, Splits, WorkloadConfig
+
+
+@dataclass(slots=True, kw_only=True)
+class Stage:
+    """One stage of a run on this rank: what was built from the plan, and the loop over it."""
+
+    run: Run
+    plan: StagePlan
+    duration: Duration
+    config: WorkloadConfig
+    world: World
+    splits: Splits
+    task: Task
+    model: nn.Module
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    average: WeightAverage | None
+    baseline: dict[str, float]
+    progress: Progress
+    recorder: Recorder
+    log: MetricsLog | None
+    stop: StopRequest
+
+    @staticmethod
+    def build(
+        run: Run, plan: Plan, world: World, *, before: Before, log: MetricsLog | None, stop: StopRequest
+    ) -> Stage:
+        """Build data, model and optimizer of the present stage, and load what came before."""
+        progress = before.progress
+        stage = plan.stages[progress.stage]
+        recipe = load_recipe(plan.recipe)
+        config = recipe.config.model_validate_json(json.dumps(stage.config))
+        precision.set_math_modes(allow_tf32=stage.allow_tf32, deterministic=config.deterministic)
+        splits = load_module(recipe.data_module).open_data(config, run.data)
+        duration = require_duration(stage, splits, run)
+        torch.manual_seed(mix(config.seed, 3) >> 1)  # the same fresh weights on every rank and layout
+        task: Task = load_module(recipe.task_module).build(config)
+        report = before.give_weights(task, config)
+        if report and log:
+            log.log_event(progress.step, report)
+        task.train().to(world.device)
+        model = wrap(task, stage, world)
+        optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2, device=world.device)
+        load_optimizer_state(task, optimizer, before.moments())
+        scaler = precision.build_scaler(world.device, stage.precision)
+        average = WeightAverage(task, config.ema_decay) if config.ema_decay else None
+        before.give_rest(task, scaler, average)
+        recorder = Recorder(
+            world=world, log=log, flush_every=config.log_every_steps, is_fp16=stage.precision == "fp16"
+        )
+        built = Stage(
+            run=run,
+            plan=stage,
+            duration=duration,
+            config=config,
+            world=world,
+            splits=splits,
+            task=task,
+            model=model,
+            optimizer=optimizer,
+            scaler=scaler,
+            average=average,
+            baseline={},
+            progress=progress,
+            recorder=recorder,
+            log=log,
+            stop=stop,
+        )
+        baseline = task.build_baseline(splits.train) if len(splits.validation) else None
+        if baseline is not None:
+            built.baseline = built.measure(baseline.to(world.device))
+        return built
+
+    def run_to_end(self) -> None:
+        """Train until the stage's samples are used up, early stopping says so, or a signal comes."""
+        settings = StepSettings(
+            precision=self.plan.precision,
+            channels_last=self.plan.channels_last,
+            clip_grad_norm=self.config.clip_grad_norm,
+            seed=self.config.seed,
+            seeds_model=BatchCoupling.DROPOUT in self.config.couplings,
+        )
+        if self.progress.stopped_early:
+            return
+        self.recorder.restart_clock()
+        for micro_batches in timed(self.loader(), self.recorder):
+            counted = count_items(self.task, micro_batches)
+            num_samples = sum(micro.num_samples for micro in micro_batches)
+            prints = sum(micro.fingerprint for micro in micro_batches)
+            num_items, num_samples, prints, *stops = distributed.sum_integers(
+                self.world, [counted, num_samples, prints, *self.stop.as_counts()]
+            )
+            rate = self.rate_after(num_samples)
+            set_rate(self.optimizer, rate)
+            share = accumulate_gradients(
+                self.model, micro_batches, num_items=num_items, world=self.world, scaler=self.scaler, settings=settings
+            )
+            norm = update_weights(self.task, self.optimizer, self.scaler, clip_grad_norm=settings.clip_grad_norm)
+            if self.average:
+                self.average.update(self.task)
+            self.advance(num_samples)
+            self.recorder.add(self.pending(num_samples, rate, share, norm, prints))
+            self.after_step()
+            stop_signal = StopRequest.from_counts(stops)
+            if stop_signal and not self.is_finished:
+                self.save_and_leave(stop_signal)
+            if self.progress.stopped_early:
+                break
+
+    def loader(self) -> Loader:
+        """Return the steps that are left, from the position in the stream where the run stands."""
+        return Loader(
+            Stream(samples=self.splits.train, seed=self.config.seed, is_shuffled=True),
+            self.plan.layout,
+            rank=self.world.rank,
+            first_position=self.progress.samples_seen,
+            total_samples=self.duration.total_samples,
+            step_size=self.plan.layout.effective_batch_size,
+            num_workers=self.plan.num_workers,
+            pin_memory=self.world.device.type == "cuda",
+        )
+
+    def rate_after(self, num_samples: int) -> float:
+        """Return the learning rate of a step, from the samples seen once it is done."""
+        return rate_at(
+            self.progress.samples_seen + num_samples,
+            self.duration.total_samples,
+            peak=self.plan.learning_rate,
+            warmup_fraction=self.config.warmup_fraction,
+            final_fraction=self.config.final_lr_fraction,
+            shape=self.config.schedule,
+        )
+
+    def advance(self, num_samples: int) -> None:
+        self.progress.step += 1
+        self.progress.stage_step += 1
+        self.progress.samples_seen += num_samples
+
+    def pending(self, num_samples: int, rate: float, share: Tensor, norm: Tensor, prints: int) -> Pending:
+        return Pending(
+            step=self.progress.step,
+            stage=self.progress.stage,
+            epoch=self.progress.samples_seen / self.duration.num_train_samples,
+            samples_seen=self.progress.samples_seen,
+            num_samples=num_samples,
+            learning_rate=rate,
+            loss_share=share,
+            grad_norm=norm,
+            sample_hash=f"{prints:016x}",
+        )
+
+    @property
+    def is_finished(self) -> bool:
+        return self.progress.samples_seen >= self.duration.total_samples
+
+    def after_step(self) -> None:
+        """Evaluate and save where the plan says so."""
+        step = self.progress.stage_step
+        evaluates = len(self.splits.validation) > 0 and (step % self.duration.eval_every_steps == 0 or self.is_finished)
+        saves = step % self.duration.save_every_steps == 0 or self.is_finished
+        if not (evaluates or saves):
+            return
+        self.recorder.flush()
+        is_best = self.validate() if evaluates else False
+        if saves or is_best:
+            self.save(is_best=is_best)
+        self.recorder.restart_clock()
+
+    def validate(self) -> bool:
+        """Evaluate the weights that would be exported; log; return whether they are the best so far."""
+        if self.average:
+            self.average.swap(self.task)
+        metrics = self.measure(self.task)
+        if self.average:
+            self.average.swap(self.task)
+        name, direction = self.task.monitor
+        value = metrics[name]
+        best = self.progress.best
+        is_best = best is None or (value > best if direction == "max" else value < best)
+        if is_best:
+            self.progress.best, self.progress.evaluations_since_best = value, 0
+        else:
+            self.progress.evaluations_since_best += 1
+            patience = self.config.early_stopping_patience
+            self.progress.stopped_early = patience is not None and self.progress.evaluations_since_best >= patience
+        if self.log:
+            self.log.log_validation(
+                ValidationRecord(
+                    step=self.progress.step,
+                    stage=self.progress.stage,
+                    samples_seen=self.progress.samples_seen,
+                    metrics=metrics,
+                    baseline=self.baseline,
+                    is_best=is_best,
+                )
+            )
+            if self.progress.stopped_early:
+                self.log.log_event(self.progress.step, f"stopped early: {name} has not improved for {patience} evaluations")
+        return is_best
+
+    def measure(self, task: Task) -> dict[str, float]:
+        return evaluate(
+            task,
+            self.splits.validation,
+            layout=self.plan.layout,
+            world=self.world,
+            precision=self.plan.precision,
+            num_workers=self.plan.num_workers,
+        )
+
+    def save(self, *, is_best: bool) -> None:
+        checkpoint.save(
+            self.run.checkpoints,
+            world=self.world,
+            task=self.task,
+            optimizer=self.optimizer,
+            average=self.average,
+            scaler=self.scaler,
+            progress=self.progress,
+            is_best=is_best,
+            keep=self.config.keep_checkpoints,
+        )
+        if self.world.is_first:
+            self.run.set_status("running", step=self.progress.step, total_steps=self.run.plan.total_steps, message="")
+
+    def save_and_leave(self, stop_signal: signal.Signals) -> None:
+        """Save what the signal interrupts, and end with the exit code that says so."""
+        self.recorder.flush()
+        self.save(is_best=False)
+        if self.log:
+            self.log.log_event(self.progress.step, f"stopped by {stop_signal.name}, saved")
+        raise Interrupted(
+            f"Stopped by {stop_signal.name} after step {self.progress.step}; the run is saved.",
+            f"Go on with: {self.run.resume_command}",
+            signal_number=int(stop_signal),
+        )
+
+    def carry_over(self) -> Before:
+        """Return what the next stage starts from: weights and optimizer moments, whole, on the CPU."""
+        return Before(
+            progress=Progress(stage=self.progress.stage + 1, step=self.progress.step),
+            weights=full_state(self.task),
+            optimizer=optimizer_state(self.task, self.optimizer),
+            saved=None,
+        )
+
+
+def require_duration(stage: StagePlan, splits: Splits, run: Run) -> Duration:
+    """Return the stage's duration, checked against the data that are really there.
+
+    Raises:
+        RunError: The plan was made for other data.
+    """
+    planned = stage.duration
+    if planned is None or (planned.num_train_samples, planned.num_validation_samples) != (len(splits.train), len(splits.validation)):
+        expected = f"{planned.num_train_samples} + {planned.num_validation_samples}" if planned else "no"
+        raise RunError(
+            f"The plan counts {expected} samples, the data in {run.data} hold {len(splits.train)} + {len(splits.validation)}.",
+            "Start a new run with `rigfit train`.",
+        )
+    return planned
+
+
+def timed(loader: Loader, recorder: Recorder) -> Iterator[list[MicroBatch]]:
+    """Yield the loader's items and note how long each was waited for."""
+    items = iter(loader)
+    while True:
+        began = time.perf_counter()
+        item = next(items, None)
+        recorder.waited += time.perf_counter() - began
+        if item is None:
+            return
+        yield item

@@ -1,0 +1,116 @@
+"""One rank, from the first step to the last: the file to read first.
+
+A rank opens the run folder, reads the plan, and carries out its stages one after the other (stage.py has the loop).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from rigfit.errors import RigfitError
+from rigfit.runs import checkpoints
+from rigfit.runs.metrics import MetricsLog
+from rigfit.runs.run import Run
+from rigfit.training import checkpoint, distributed
+from rigfit.training.before import Before
+from rigfit.training.checkpoint import Saved
+from rigfit.training.distributed import World
+from rigfit.training.export import export
+from rigfit.training.signals import StopRequest
+from rigfit.training.stage import Stage
+
+
+def train(run: Run) -> None:
+    """Carry out the plan of `run` on this rank, from its newest good checkpoint or from the start.
+
+    Raises:
+        Interrupted: A signal came; the run is saved.
+        RigfitError: Something a person can act on.
+    """
+    plan = run.plan
+    world = distributed.start(plan.rig)
+    stop = StopRequest()
+    before = Before.of(newest_checkpoint(run, world))
+    resume_step = before.progress.step if before.saved else None
+    log = MetricsLog.open(run.folder, resume_step=resume_step) if world.is_first else None
+    try:
+        while before.progress.stage < len(plan.stages):
+            stage = Stage.build(run, plan, world, before=before, log=log, stop=stop)
+            if world.is_first:
+                run.set_status("running", step=before.progress.step, total_steps=plan.total_steps, message="")
+            stage.run_to_end()
+            before = stage.carry_over()
+        if world.is_first:
+            export(run)
+            run.set_status("finished", step=before.progress.step, total_steps=plan.total_steps, message="")
+        distributed.wait_for_all(world)
+    finally:
+        if log:
+            log.close()
+
+
+def newest_checkpoint(run: Run, world: World) -> Saved | None:
+    """Return the newest checkpoint that is whole, the same on every rank, or None at the very start."""
+    name: str | None = None
+    if world.is_first:
+        checkpoints.clean_leftovers(run.checkpoints)
+        found, skipped = checkpoints.newest_good(run.checkpoints)
+        for folder, reason in skipped:
+            print(f"checkpoint {folder.name} is damaged ({reason}); falling back", flush=True)
+        name = found.name if found else None
+    name = distributed.broadcast_object(world, name)
+    return checkpoint.read(run.checkpoints / name) if name else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """How a rank ended when it did not end well, as the launching process reads it."""
+
+    kind: str
+    cause: str
+    remedy: str
+    exit_code: int
+    signal_number: int
+
+
+def failure_file(run: Run, rank: int) -> Path:
+    return run.logs / f"failure-rank{rank}.json"
+
+
+def main(folder: str) -> int:
+    """Train as one rank of the run in `folder`, and return the exit code. What went wrong goes to a file."""
+    run = Run.open(folder)
+    rank = distributed.rank_of_environment()
+    try:
+        train(run)
+    except RigfitError as error:
+        _report(run, rank, error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        distributed.stop()
+    return 0
+
+
+def _report(run: Run, rank: int, error: RigfitError) -> None:
+    failure = {
+        "kind": type(error).__name__,
+        "cause": error.cause,
+        "remedy": error.remedy,
+        "exit_code": error.exit_code,
+        "signal_number": getattr(error, "signal_number", 0),
+    }
+    failure_file(run, rank).write_text(json.dumps(failure) + "\n", encoding="utf-8")
+    print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
