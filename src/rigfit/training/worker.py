@@ -6,6 +6,7 @@ A rank opens the run folder, reads the plan, and carries out its stages one afte
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ def main(folder: str) -> int:
     """Train as one rank of the run in `folder`, and return the exit code. What went wrong goes to a file."""
     run = Run.open(folder)
     rank = distributed.rank_of_environment()
+    _write_output_to(run.logs / f"rank{rank}.log")
     try:
         train(run)
     except RigfitError as error:
@@ -98,6 +100,13 @@ def main(folder: str) -> int:
     finally:
         distributed.stop()
     return 0
+
+
+def _write_output_to(log: Path) -> None:
+    """Send what this process and its libraries print to its own log; a resumed run appends."""
+    with log.open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def _report(run: Run, rank: int, error: RigfitError) -> None:

@@ -1,0 +1,144 @@
+"""Start one process per device through torchrun's Python API, and tell how they ended.
+
+This process never touches CUDA, so it works from a notebook; the ranks are processes of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from rigfit import errors
+from rigfit.errors import Interrupted, RigfitError, RunError
+from rigfit.hardware.rig import Rig
+from rigfit.runs.progress import ProgressView, follow
+from rigfit.runs.run import Run
+
+_SAVE_SECONDS = 300  # how long ranks may take to finish their step and save once they are asked to stop
+_LOG_LINES_SHOWN = 15
+
+
+def launch(run: Run, *, is_quiet: bool = False) -> None:
+    """Train `run` to its end with one process per device of its plan, showing progress.
+
+    Raises:
+        RigfitError: What the first failing rank reported; its log is named.
+        Interrupted: A signal came; the ranks have saved.
+    """
+    plan = run.plan
+    for old in run.logs.glob("failure-rank*.json"):
+        old.unlink()
+    try:
+        with _progress(run, plan.total_steps, is_quiet=is_quiet), _threads_per_rank(plan.rig):
+            elastic_launch(_launch_config(plan.rig, run), sys.executable)("-m", "rigfit.training.worker", str(run.folder))
+    except ChildFailedError as failed:
+        error = _explain(run, failed.failures)
+    except SignalException as stopped:
+        error = _reported_failure(run) or Interrupted(
+            f"Stopped by {stopped.sigval.name} before the ranks could save.",
+            f"Go on from the last checkpoint with: {run.resume_command}",
+            signal_number=int(stopped.sigval),
+        )
+    else:
+        return
+    state = "interrupted" if isinstance(error, Interrupted) else "failed"
+    run.set_status(state, step=run.status.step, total_steps=plan.total_steps, message=error.cause)
+    raise error
+
+
+def _launch_config(rig: Rig, run: Run) -> LaunchConfig:
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is told by us, once
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=rig.world_size,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        monitor_interval=0.2,
+        logs_specs=DefaultLogsSpecs(log_dir=str(run.logs / "torchrun")),
+    )
+    if any(field.name == "shutdown_timeout" for field in dataclasses.fields(config)):  # torch 2.11 has none
+        config.shutdown_timeout = _SAVE_SECONDS
+    return config
+
+
+@contextlib.contextmanager
+def _threads_per_rank(rig: Rig) -> Iterator[None]:
+    """Share the cores among the ranks; each would otherwise start a thread for every core."""
+    threads = rig.devices[0].num_threads or max(1, rig.num_cores // rig.world_size)
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextlib.contextmanager
+def _progress(run: Run, total_steps: int, *, is_quiet: bool) -> Iterator[None]:
+    """Draw what the ranks log, from the records they append."""
+    if is_quiet:
+        yield
+        return
+    stop = threading.Event()
+    with ProgressView(total_steps) as view:
+        thread = threading.Thread(target=follow, args=(run.folder, view, stop), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(timeout=10)
+
+
+def _explain(run: Run, failures: dict[int, ProcessFailure]) -> RigfitError:
+    reported = _reported_failure(run)
+    if reported:
+        return reported
+    rank, first = min(failures.items(), key=lambda item: item[1].timestamp)
+    log = run.logs / f"rank{rank}.log"
+    how = f"was killed by {signal.Signals(-first.exitcode).name}" if first.exitcode < 0 else f"ended with exit code {first.exitcode}"
+    tail = _tail(log)
+    return RunError(
+        f"Rank {rank} {how}.{tail}", f"The whole story is in {log}; go on from the last checkpoint with: {run.resume_command}"
+    )
+
+
+def _reported_failure(run: Run) -> RigfitError | None:
+    """Return the error that a rank reported first, or None."""
+    reports = sorted(run.logs.glob("failure-rank*.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not reports:
+        return None
+    found: dict[str, Any] = json.loads(reports[0].read_text(encoding="utf-8"))
+    if found["signal_number"]:
+        return Interrupted(found["cause"], found["remedy"], signal_number=found["signal_number"])
+    kind: type[RigfitError] = getattr(errors, found["kind"], RigfitError)
+    return kind(found["cause"], found["remedy"])
+
+
+def _tail(log: Path) -> str:
+    """Return the last lines of a rank's log, to stand under the cause."""
+    if not log.exists():
+        return ""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return "".join(f"\n    {line}" for line in lines[-_LOG_LINES_SHOWN:])
