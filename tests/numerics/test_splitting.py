@@ -81,41 +81,46 @@ def relative_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> fl
     return max(float((left[name] - right[name]).norm() / norm) for name in right)
 
 
-@pytest.mark.parametrize(
-    ("micro_batch_sizes", "accumulation_steps"),
-    [((12,), 1), ((1,), 12), ((4,), 3), ((6, 6), 1), ((2, 2), 3), ((1, 1), 6), ((4, 4, 4), 1), ((2, 2, 2), 2), ((5, 1), 2)],
-)
-@pytest.mark.parametrize("num_samples", [12, 29, 25])
-def test_any_split_gives_the_gradient_of_the_whole_batch(
-    micro_batch_sizes: tuple[int, ...], accumulation_steps: int, num_samples: int
-) -> None:
-    """29 and 25 samples leave last steps of 5 and of 1: with 3 ranks, some have nothing to count."""
-    layout = BatchLayout(micro_batch_sizes=micro_batch_sizes, accumulation_steps=accumulation_steps)
-    expected = whole_batch_gradients(num_samples, 12)
-    for result in engine(layout, num_samples, "ddp"):
-        assert len(result) == len(expected)
-        for (gradients, _, _), whole in zip(result, expected, strict=True):
-            assert relative_difference(gradients, whole) < 1e-10
+Case = tuple[tuple[int, ...], int, int, str]
+"""Micro-batch of every rank, accumulation steps, samples in all, strategy."""
+
+LAYOUTS = [((12,), 1), ((1,), 12), ((4,), 3), ((6, 6), 1), ((2, 2), 3), ((1, 1), 6), ((5, 1), 2), ((4, 4, 4), 1), ((2, 2, 2), 2)]
+# 29 and 25 samples leave last steps of 5 and of 1: with 3 ranks, some have nothing to count.
+CASES: list[Case] = [(sizes, steps, num, "ddp") for sizes, steps in LAYOUTS for num in (12, 29, 25)]
+CASES += [((3, 3), 2, num, "fully_shard") for num in (12, 25)]
 
 
-@pytest.mark.parametrize("num_samples", [12, 25])
-def test_fully_shard_gives_the_gradient_of_the_whole_batch(num_samples: int) -> None:
-    layout = BatchLayout(micro_batch_sizes=(3, 3), accumulation_steps=2)
-    expected = whole_batch_gradients(num_samples, 12)
-    for result in engine(layout, num_samples, "fully_shard"):
-        for (gradients, _, _), whole in zip(result, expected, strict=True):
-            assert relative_difference(gradients, whole) < 1e-10
+def layout_of(case: Case) -> BatchLayout:
+    return BatchLayout(micro_batch_sizes=case[0], accumulation_steps=case[1])
 
 
-def test_the_samples_behind_every_step_do_not_depend_on_the_layout() -> None:
-    one = engine(BatchLayout(micro_batch_sizes=(12,), accumulation_steps=1), 29, "ddp")[0]
-    two = engine(BatchLayout(micro_batch_sizes=(2, 2), accumulation_steps=3), 29, "ddp")[0]
-    assert [step[2] for step in one] == [step[2] for step in two]
-    assert len({step[2] for step in one}) == len(one)
+def run_cases(world: World, cases: list[Case]) -> list[Any]:
+    return [split_gradients(world, layout_of(case), case[2], case[3]) for case in cases]
 
 
-def engine(layout: BatchLayout, num_samples: int, strategy: str) -> list[Any]:
-    if layout.world_size == 1:
+@pytest.fixture(scope="module")
+def results() -> dict[Case, list[Any]]:
+    """For every case, what each rank found; ranks are started once per world size."""
+    found: dict[Case, list[Any]] = {}
+    for size in (1, 2, 3):
+        cases = [case for case in CASES if len(case[0]) == size]
         alone = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-        return [split_gradients(alone, layout, num_samples, strategy)]
-    return run_on_ranks(split_gradients, layout.world_size, layout, num_samples, strategy)
+        ranks = run_on_ranks(run_cases, size, cases) if size > 1 else [run_cases(alone, cases)]
+        found.update({case: [rank[number] for rank in ranks] for number, case in enumerate(cases)})
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_split_gives_the_gradient_of_the_whole_batch(results: dict[Case, list[Any]], case: Case) -> None:
+    expected = whole_batch_gradients(case[2], 12)
+    for rank in results[case]:
+        assert len(rank) == len(expected)
+        for (gradients, _, _), whole in zip(rank, expected, strict=True):
+            assert relative_difference(gradients, whole) < 1e-10
+
+
+def test_the_samples_behind_every_step_do_not_depend_on_the_layout(results: dict[Case, list[Any]]) -> None:
+    for num_samples in (12, 29, 25):
+        orders = {tuple(step[2] for step in results[case][0]) for case in CASES if case[2] == num_samples}
+        assert len(orders) == 1
+        assert len(set(*orders)) == len(next(iter(orders)))
