@@ -35,7 +35,7 @@ from rigfit.training.distributed import World
 from rigfit.training.evaluate import evaluate as evaluate_task
 from rigfit.training.export import export as export_run
 from rigfit.training.trained import open_trained
-from rigfit.workload import Recipe, Workload, WorkloadConfig
+from rigfit.workload import RUN_WIDE_KEYS, Recipe, Workload, WorkloadConfig
 from rigfit.yaml12 import read_yaml
 
 # What may still be said when a plan is carried out; everything else was decided when it was made.
@@ -207,7 +207,7 @@ def _new_run(
         if isinstance(target, Plan) or target.endswith(".json"):
             planned, given = _planned(target, rig, overrides)
             recipe = load_recipe(planned.recipe)
-            config = recipe.config.model_validate_json(json.dumps(planned.stages[0].config | {"stages": []}))
+            config = _run_config(recipe, planned)
             if not _prepare(recipe, config, folder):
                 raise _no_data()
             splits = [
@@ -241,6 +241,13 @@ def _planned(target: str | Plan, rig: Rig | None, overrides: dict[str, Any]) -> 
         planned = move_to(planned, rig, [None] * len(planned.stages))
     stages = tuple(replace(stage, config=stage.config | overrides) for stage in planned.stages)
     return planned.with_stages(stages), overrides
+
+
+def _run_config(recipe: Recipe, planned: Plan) -> WorkloadConfig:
+    """Return the config of the whole run, its stages included, as preparing the data wants it."""
+    stages = [{key: value for key, value in stage.config.items() if key not in RUN_WIDE_KEYS} for stage in planned.stages]
+    values = planned.stages[0].config | {"stages": stages if len(stages) > 1 else []}
+    return recipe.config.model_validate_json(json.dumps(values))
 
 
 def _read_plan(path: Path) -> str:

@@ -23,7 +23,7 @@ def wrap(task: Task, stage: StagePlan, world: World) -> nn.Module:
     if stage.activation_checkpointing:
         _checkpoint_blocks(task)
     if stage.channels_last:
-        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        task.to(memory_format=torch.channels_last)
     return wrap_for(task, strategy=stage.strategy, world=world)
 
 
