@@ -221,7 +221,7 @@ def test_names_that_clash_are_refused(given, cause):
         ({"deterministic": 1}, "deterministic is 1", "deterministic=false", {}),
         ({"img_size": True}, "img_size is true", "img_size=64", {}),
         ({"loss": "l2"}, r"expected: mse \| l1", "loss=mse", {"loss": "mse"}),
-        ({"precision": "fp8"}, r"expected: fp32 \| bf16 \| fp16 or null", "recipes show", {"precision": "fp16"}),
+        ({"precision": "fp8"}, r"expected: fp32 \| bf16 \| fp16, or null", "recipes show", {"precision": "fp16"}),
         ({"widths": [1, "a"]}, r"widths is \[1, \"a\"\] \(a list\); expected: list of whole numbers", r"widths=\[8, 8\]", {"widths": [8, 8]}),
         ({"lr": float("inf")}, "lr=inf is not a finite number", "finite", {"lr": 1.0}),
         ({"name": 5}, r"name is 5 \(a whole number\); expected: text or null", "recipes show", {"name": "5"}),

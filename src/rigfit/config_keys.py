@@ -59,7 +59,7 @@ def describe_kind(field: FieldInfo) -> str:
     text = ", ".join([words, " and ".join(limits)]) if limits else words
     if not nullable:
         return text
-    return f"{text}, or null" if limits or " or " in text else f"{text} or null"
+    return f"{text}, or null" if limits or " or " in text or " | " in text else f"{text} or null"
 
 
 def _describe_annotation(annotation: Any) -> tuple[str, bool]:

@@ -1,0 +1,356 @@
+"""The command line: parse, call, print. Torch is imported only by commands that need it."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rigfit import __version__
+from rigfit.errors import RigfitError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rigfit.planning.plan import Plan
+    from rigfit.verb_commands import VerbCaller
+
+# Typer brings its own click or uses the separate one, depending on its version: this is ClickException of either.
+_CLICK_ERROR: type[BaseException] = typer.BadParameter.__mro__[2]
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_RIG_KEYS = ("rig", "device", "devices")
+_NO_KEYS = ("recipe", "target", "config", "config_file", "quiet")
+_WIDTH_OF_A_FILE = 120
+
+app = typer.Typer(
+    name="rigfit",
+    help="Fits vision training to the GPUs a person has: plans, trains at the exact effective batch, reports.",
+    epilog="`rigfit RECIPE --help`, as in `rigfit autoencoder --help`, lists what can be done with a trained model.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+recipes_app = typer.Typer(help="List recipes, or show one's keys.", rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+_TAKES_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+_Rig = Annotated[str | None, typer.Option("--rig", help="auto, cpu:2, 0,1, 2x-titan-rtx, 4090,3060, ...")]
+_Config = Annotated[Path | None, typer.Option("--config", help="YAML file with keys; words on the command line win.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
+_Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]
+
+
+def main() -> None:
+    """Run the command line; the process ends with the exit code of DESIGN: 0 done, 1 crash, 2 usage, 3, 4, 130."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: Sequence[str]) -> int:
+    """Carry out one command line and return its exit code; what a person can mend is told in two lines on stderr."""
+    try:
+        code = _invoke(list(words))
+        sys.stdout.flush()
+        return code
+    except RigfitError as error:
+        return _tell(error)
+    except (KeyboardInterrupt, typer.Abort):
+        _tell(RigfitError("Interrupted.", "`rigfit resume RUN` goes on from the last checkpoint, if one was written."))
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has left (`| head`). Nothing may be flushed into the pipe at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        cause = f"{error.filename or 'A file'} cannot be written: {error.strerror}."
+        return _tell(UsageError(cause, "Choose a folder that you may write to, with out=DIR, and look for free space."))
+    except _CLICK_ERROR as error:
+        return _tell(_from_click(error))
+
+
+def _tell(error: RigfitError) -> int:
+    print(f"error: {error.cause}", file=sys.stderr)
+    if error.remedy:
+        print(error.remedy, file=sys.stderr)
+    return error.exit_code
+
+
+def _from_click(error: BaseException) -> UsageError:
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    path = getattr(getattr(error, "ctx", None), "command_path", "rigfit")
+    return UsageError(" ".join(message.split()), f"`{path} --help` shows how.")
+
+
+def _invoke(words: list[str]) -> int:
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is not None:
+        _ensure_command(first)
+    if not words or (len(words) == 1 and first is not None and first not in _own_commands()):
+        words = [*words, "--help"]
+    code = typer.main.get_command(app).main(words, prog_name="rigfit", standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def _own_commands() -> list[str]:
+    return [
+        *(str(command.name or command.callback.__name__) for command in app.registered_commands if command.callback),
+        "recipes",
+    ]
+
+
+def _ensure_command(word: str) -> None:
+    """Add the verbs of the recipe called `word`, unless `word` is a command already.
+
+    Raises:
+        UsageError: `word` is neither.
+    """
+    commands = _own_commands()
+    if word in commands:
+        return
+    from rigfit.recipes import RECIPES, load_module
+
+    recipe = RECIPES.get(word)
+    if recipe is None:
+        near = difflib.get_close_matches(word, [*commands, *RECIPES], n=1)
+        raise UsageError(
+            f"There is no command `{word}`.", f"Did you mean `{near[0]}`?" if near else "`rigfit --help` lists them."
+        )
+    if recipe.verbs_module is None:
+        raise UsageError(f"The recipe {word} has no verbs of its own.", f"`rigfit train {word}` trains it.")
+    if word not in [group.name for group in app.registered_groups]:
+        from rigfit.verb_commands import build_verb_app
+
+        verbs = load_module(recipe.verbs_module).VERBS
+        app.add_typer(build_verb_app(word, verbs, _call_verb(word)), name=word)
+
+
+def _call_verb(recipe_name: str) -> VerbCaller:
+    def call(verb: str, run: str, /, **options: Any) -> str | None:
+        from rigfit import api
+
+        return api.verb(recipe_name, verb, run, **options)
+
+    return call
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rigfit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(context_settings=_TAKES_OVERRIDES)
+def plan(
+    ctx: typer.Context,
+    target: Annotated[str, typer.Argument(metavar="RECIPE|FILE.py [KEY=VALUE ...]", help="What to plan.")],
+    rig: _Rig = None,
+    config: _Config = None,
+    as_json: _Json = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the plan to this file, for `rigfit train`.")] = None,
+) -> None:
+    """Say what fits, at which batch, before anything runs."""
+    _check_target(target)
+    rig, overrides = _read_words(ctx.args, rig)
+    from rigfit import api
+    from rigfit.planning.explain import explain
+
+    with _only_json_on_stdout(as_json):
+        made = api.plan(target, rig=rig, config_file=_text(config), **overrides)
+    if out is not None:
+        _write_plan(made, out)
+    typer.echo(made.to_json() if as_json else explain(made), nl=not as_json)
+
+
+@app.command(context_settings=_TAKES_OVERRIDES)
+def train(
+    ctx: typer.Context,
+    target: Annotated[str, typer.Argument(metavar="RECIPE|FILE.py|PLAN.json [KEY=VALUE ...]", help="What to train.")],
+    rig: _Rig = None,
+    config: _Config = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no live progress.")] = False,
+) -> None:
+    """Plan, start one process per GPU, write a run folder."""
+    made = _read_plan(target) if target.endswith(".json") else None
+    if made is None:
+        _check_target(target)
+    rig, overrides = _read_words(ctx.args, rig)
+    from rigfit import api
+
+    api.train(made or target, rig=rig, config_file=_text(config), quiet=quiet, **overrides)
+
+
+@app.command()
+def resume(run_folder: _Run, rig: _Rig = None) -> None:
+    """Go on with a run from its last checkpoint, on any number of GPUs."""
+    from rigfit import api
+
+    api.resume(run_folder, rig=rig)
+
+
+@app.command(name="eval")
+def evaluate(
+    run_folder: _Run,
+    rig: _Rig = None,
+    checkpoint: Annotated[str, typer.Option(help="best, last, or a checkpoint's path.")] = "best",
+    as_json: _Json = False,
+) -> None:
+    """Measure a trained model on the held-out samples."""
+    from rigfit import api
+
+    with _only_json_on_stdout(as_json):
+        metrics = api.evaluate(run_folder, rig=rig, checkpoint=checkpoint)
+    if as_json:
+        typer.echo(json.dumps(metrics, indent=2))
+        return
+    _print_table(("metric", "value"), [(name, f"{value:.6g}") for name, value in metrics.items()])
+
+
+@app.command()
+def export(
+    run_folder: _Run,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; RUN/export when absent.")] = None,
+) -> None:
+    """Write model.safetensors and config.json."""
+    from rigfit import api
+
+    typer.echo(str(api.export(run_folder, _text(out))))
+
+
+@recipes_app.callback(invoke_without_command=True)
+def recipes(ctx: typer.Context, as_json: _Json = False) -> None:
+    """List recipes, or show one's keys."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from rigfit.recipes import RECIPES
+
+    if as_json:
+        typer.echo(json.dumps({recipe.name: recipe.summary for recipe in RECIPES.values()}, indent=2))
+        return
+    _print_table(("recipe", "what it trains"), [(recipe.name, recipe.summary) for recipe in RECIPES.values()])
+
+
+@recipes_app.command()
+def show(name: Annotated[str, typer.Argument(metavar="NAME|FILE.py", help="Recipe.")], as_json: _Json = False) -> None:
+    """Show every key of a recipe: type, default, meaning."""
+    from rigfit.config_keys import list_keys
+    from rigfit.recipes import load_recipe
+
+    keys = list_keys(load_recipe(name).config)
+    if as_json:
+        table = {key.name: {"type": key.kind, "default": key.default, "meaning": key.meaning} for key in keys}
+        typer.echo(json.dumps(table, indent=2))
+        return
+    _print_table(
+        ("key", "type", "default", "meaning"), [(key.name, key.kind, key.default, key.meaning) for key in keys]
+    )
+
+
+def _read_words(words: Sequence[str], rig: str | None) -> tuple[str | None, dict[str, Any]]:
+    """Return (rig, overrides): `rig=` and `device=` among the words mean --rig."""
+    from rigfit.overrides import parse_overrides
+
+    overrides = parse_overrides(words)
+    for key in _RIG_KEYS:
+        if key not in overrides:
+            continue
+        given = overrides.pop(key)
+        if rig is not None:
+            raise UsageError(f"The rig is given twice: {rig} and {key}={given}.", f"Use only --rig {rig}.")
+        rig = ",".join(map(str, given)) if isinstance(given, list) else str(given)
+    for key in _NO_KEYS:
+        if key in overrides:
+            raise UsageError(
+                f"`{key}` is no key of a recipe.",
+                "`rigfit recipes show NAME` lists them; files come with --config FILE.yaml.",
+            )
+    return rig, overrides
+
+
+def _check_target(target: str) -> None:
+    """Refuse at once what is no recipe; a .py file is opened later, for that may import torch."""
+    if target.startswith("-") or "=" in target:
+        raise UsageError(
+            f"`{target}` stands where the recipe belongs.",
+            "The recipe comes first, as in `rigfit train autoencoder img_size=256`.",
+        )
+    if Path(target, "plan.json").is_file():
+        raise UsageError(f"{target} is a run folder.", f"`rigfit resume {target}` goes on with it.")
+    if not target.endswith(".py"):
+        from rigfit.recipes import load_recipe
+
+        load_recipe(target)
+    elif not Path(target).is_file():
+        raise UsageError(f"There is no file {target}.", "Give the path of a .py file that defines your task.")
+
+
+def _read_plan(path: str) -> Plan:
+    from rigfit.planning.plan import Plan
+
+    try:
+        return Plan.from_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(
+            f"{path} cannot be read: {reason}.", "Make a plan with `rigfit plan RECIPE --out plan.json`."
+        ) from None
+
+
+def _write_plan(made: Plan, path: Path) -> None:
+    """Write the whole plan or nothing."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(made.to_json(), encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise UsageError(f"{path} cannot be written: {error.strerror}.", "Choose another file with --out.") from None
+
+
+def _only_json_on_stdout(as_json: bool) -> contextlib.AbstractContextManager[object]:
+    """Send hints and progress to stderr while JSON is what stdout is for."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _console() -> Console:
+    """Return a console that writes plain text into files and pipes, wide enough not to break every line."""
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _WIDTH_OF_A_FILE
+    return console
+
+
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.table import Table
+
+    table = Table(*headings, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table)
+
+
+if __name__ == "__main__":
+    main()

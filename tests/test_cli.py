@@ -1,0 +1,235 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import typer
+
+from rigfit import __version__
+from rigfit.cli import app, run
+from rigfit.errors import UsageError
+from rigfit.recipes import RECIPES
+from rigfit.verb_commands import build_verb_app
+
+
+def test_help_lists_every_command_and_needs_no_arguments(capsys):
+    assert run([]) == 0
+    without = capsys.readouterr().out
+    assert run(["--help"]) == 0
+    assert capsys.readouterr().out == without
+    for command in ("plan", "train", "resume", "eval", "export", "recipes"):
+        assert f"\n  {command} " in without
+
+
+def test_the_options_of_every_command_are_these():
+    # Renaming or removing one breaks people's scripts: change this list only together with the changelog.
+    group = typer.main.get_command(app)
+    options = {
+        name: sorted(word for parameter in command.params for word in parameter.opts if word.startswith("--"))
+        for name, command in group.commands.items()
+        if name not in RECIPES
+    }
+    assert options == {
+        "plan": ["--config", "--json", "--out", "--rig"],
+        "train": ["--config", "--quiet", "--rig"],
+        "resume": ["--rig"],
+        "eval": ["--checkpoint", "--json", "--rig"],
+        "export": ["--out"],
+        "recipes": ["--json"],
+    }
+
+
+def test_version_is_told(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"rigfit {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["recipes"],
+        ["recipes", "show", "autoencoder"],
+        ["train", "--help"],
+        ["train", "autoencodr"],
+        ["train", "autoencoder", "x"],
+    ],
+)
+def test_torch_is_not_imported_by_what_needs_no_torch(words):
+    code = f"import sys, rigfit.cli; rigfit.cli.run({words!r}); assert 'torch' not in sys.modules; assert 'rich' in sys.modules or {words[0]!r} != 'recipes'"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "cause", "remedy"),
+    [
+        (["trian"], "There is no command `trian`.", "Did you mean `train`?"),
+        (["autoencodr", "reconstruct"], "There is no command `autoencodr`.", "Did you mean `autoencoder`?"),
+        (["zzzz"], "There is no command `zzzz`.", "`rigfit --help` lists them."),
+        (["train", "autoencodr"], "There is no recipe `autoencodr`.", "Did you mean `autoencoder`?"),
+        (["plan", "autoencodr", "--rig", "cpu"], "There is no recipe `autoencodr`.", "Did you mean `autoencoder`?"),
+        (["recipes", "show", "autoencodr"], "There is no recipe `autoencodr`.", "Did you mean `autoencoder`?"),
+        (["train", "absent.py"], "There is no file absent.py.", "Give the path of a .py file"),
+        (["train", "absent.json"], "absent.json cannot be read: No such file", "rigfit plan RECIPE --out plan.json"),
+        (["train", "--lr", "1", "autoencoder"], "`--lr` stands where the recipe belongs.", "rigfit train autoencoder img_size=256"),
+        (["train", "autoencoder", "256"], "`256` is neither key=value nor an option.", "img_size=256"),
+        (["plan", "autoencoder", "rig=cpu", "--rig", "cpu"], "The rig is given twice", "Use only --rig cpu."),
+        (["plan", "autoencoder", "quiet=true"], "`quiet` is no key of a recipe.", "rigfit recipes show NAME"),
+        (["train"], "Missing argument", "`rigfit train --help`"),
+        (["resume"], "Missing argument", "`rigfit resume --help`"),
+        (["resume", "run", "--zzz"], "No such option", "`rigfit resume --help`"),
+        (["recipes", "shw"], "No such command 'shw'", "`rigfit recipes --help`"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_line_ends_in_two_lines_and_exit_code_2(words, cause, remedy, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    first, second = printed.err.splitlines()
+    assert first.startswith(f"error: {cause}")
+    assert remedy in second
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_folder_is_not_trained_but_resumed(capsys, tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    assert run(["train", str(tmp_path)]) == 2
+    assert f"`rigfit resume {tmp_path}` goes on with it." in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_plan_is_refused(capsys, tmp_path):
+    (tmp_path / "plan.json").write_text('{"a": 1}')
+    assert run(["train", str(tmp_path / "plan.json")]) == 2
+    assert "Make it again with `rigfit plan`" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_and_their_keys_shown(capsys):
+    assert run(["recipes"]) == 0
+    assert "autoencoder" in capsys.readouterr().out
+    assert run(["recipes", "show", "autoencoder"]) == 0
+    table = capsys.readouterr().out
+    for name in RECIPES["autoencoder"].config.model_fields:
+        assert f"\n{name} " in table
+    assert "\x1b" not in table
+
+
+def test_json_is_all_there_is_on_stdout(capsys):
+    assert run(["recipes", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == set(RECIPES)
+    assert run(["recipes", "show", "autoencoder", "--json"]) == 0
+    keys = json.loads(capsys.readouterr().out)
+    assert set(keys) == set(RECIPES["autoencoder"].config.model_fields)
+    assert all(key["meaning"] for key in keys.values())
+
+
+def test_a_reader_that_leaves_early_ends_the_program_quietly():
+    code = "import rigfit.cli, sys; sys.exit(rigfit.cli.run(['recipes', 'show', 'autoencoder']))"
+    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert program.stdout is not None
+    program.stdout.close()
+    _, told = program.communicate(timeout=60)
+    assert told == b""
+
+
+# Downstream verbs: what is tested is the translation from words to the call, so the call is recorded.
+
+
+def reconstruct(
+    trained, *, out: Path, num_samples: int = 8, mode: Literal["grid", "pairs"] = "grid", with_errors: bool = False
+) -> str:
+    """Draw inputs beside reconstructions.
+
+    Args:
+        num_samples: How many pictures.
+        mode: How they are arranged.
+    """
+    raise NotImplementedError
+
+
+def walk_latents(trained, *, out: Path, start: int, step: float = 0.5, like: Path | None = None) -> None:
+    """Walk from one picture to another."""
+
+
+class Recorder:
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, verb, run, /, **options):
+        self.calls.append((verb, run, options))
+        return f"{verb} done"
+
+
+def call_verb(*words):
+    recorder = Recorder()
+    command = typer.main.get_command(build_verb_app("toy", (reconstruct, walk_latents), recorder))
+    command.main(list(words), prog_name="rigfit toy", standalone_mode=False)
+    return recorder.calls
+
+
+def test_a_verb_gets_the_defaults_of_its_signature(capsys):
+    ((verb, folder, options),) = call_verb("reconstruct", "runs/toy/1")
+    assert (verb, folder) == ("reconstruct", "runs/toy/1")
+    assert options == {
+        "out": str(Path("runs/toy/1/reconstruct")),
+        "rig": None,
+        "checkpoint": "best",
+        "num_samples": 8,
+        "mode": "grid",
+        "with_errors": False,
+    }
+    assert capsys.readouterr().out == "reconstruct done\n"
+
+
+def test_a_verb_gets_what_the_words_say_in_the_types_of_its_signature():
+    words = ["RUN", "--num-samples", "3", "--mode", "pairs", "--with-errors", "--out", "x", "--device", "cpu"]
+    ((_, _, options),) = call_verb("reconstruct", *words)
+    assert options == {
+        "out": "x",
+        "rig": "cpu",
+        "checkpoint": "best",
+        "num_samples": 3,
+        "mode": "pairs",
+        "with_errors": True,
+    }
+    ((verb, _, options),) = call_verb("walk-latents", "RUN", "--start", "4", "--step", "1e-1", "--like", "a.png")
+    assert verb == "walk_latents"
+    assert (options["start"], options["step"], options["like"]) == (4, 0.1, Path("a.png"))
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (["reconstruct", "RUN", "--num-samples", "many"], "--num-samples"),
+        (["reconstruct", "RUN", "--mode", "list"], "list"),
+        (["reconstruct", "RUN", "--number", "3"], "--number"),
+        (["walk-latents", "RUN"], "--start"),
+        (["reconstruct"], "RUN"),
+    ],
+)
+def test_a_wrong_option_of_a_verb_is_a_usage_error(words, cause):
+    with pytest.raises(typer.BadParameter.__mro__[1]) as caught:
+        call_verb(*words)
+    assert cause.lower() in caught.value.format_message().lower()
+
+
+def test_the_help_of_a_verb_comes_from_its_docstring(capsys):
+    assert call_verb("--help") == []
+    listed = capsys.readouterr().out
+    assert "Draw inputs beside reconstructions." in listed
+    assert "walk-latents" in listed
+    call_verb("reconstruct", "--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "How many pictures." in shown
+    assert "RUN/reconstruct when absent" in shown
+
+
+def test_errors_of_a_verb_reach_the_person(capsys):
+    def refuse(verb, run, /, **options):
+        raise UsageError("no", "yes")
+
+    command = typer.main.get_command(build_verb_app("toy", (reconstruct,), refuse))
+    with pytest.raises(UsageError, match="no\nyes"):
+        command.main(["reconstruct", "RUN"], prog_name="rigfit toy", standalone_mode=False)
