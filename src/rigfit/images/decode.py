@@ -22,7 +22,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 MAX_PIXELS = 89_478_485
 """Largest picture decoded: Pillow's own limit, 256 MiB as RGB. Larger ones are a mistake, an attack, or to be tiled."""
 
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """What Pillow may try. A short list, because some of its readers start other programs (EPS starts Ghostscript)."""
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -90,7 +90,7 @@ def read_image(path: Path) -> Decoded:
     except UnreadableImageError:
         raise
     # Pillow's readers tell of bad content in all of these.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, TypeError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError) as error:
         reason: Reason = "truncated" if "truncated" in str(error).lower() else "damaged"
         raise _unreadable(path, reason, str(error)) from error
     return Decoded(rgb=rgb, opaque_fraction=opaque_fraction, format=kind, mode=mode)

@@ -109,8 +109,8 @@ def _look_up(indices: NDArray[Any], colours: dict[int, tuple[int, int, int, int]
     for number, colour in colours.items():
         if number < len(table):
             table[number] = colour[:3]
-    colour: NDArray[np.uint8] = table[indices].transpose(2, 0, 1)
-    return colour
+    picture: NDArray[np.uint8] = table[indices].transpose(2, 0, 1)
+    return picture
 
 
 def _to_uint8(values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:

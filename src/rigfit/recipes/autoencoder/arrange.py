@@ -17,8 +17,6 @@ from rigfit.recipes.autoencoder.tiles import LOOSE
 FEWEST_MOSAICS = 8
 """`source=auto` upsamples rather than train on fewer mosaics than this."""
 
-_LARGEST_MOSAIC = 64
-
 Grids = NDArray[np.int32]
 """(samples, per_side, per_side) indices of tiles, top row first."""
 
@@ -85,7 +83,7 @@ def _choose_zoom(index: Index, config: AutoencoderConfig) -> int | None:
 
 def _try_mosaics(index: Index, zoom: int | None, per_side: int) -> Grids:
     """Return all mosaics there are; none for loose pictures."""
-    if zoom is None or per_side > _LARGEST_MOSAIC:
+    if zoom is None:
         return np.zeros((0, per_side, per_side), np.int32)
     return pack_mosaics(
         index.tiles, zoom=zoom, per_side=per_side, split_zoom=index.split_zoom, row_order=index.row_order
