@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from rigfit.errors import DataError
 
@@ -22,7 +22,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 MAX_PIXELS = 89_478_485
 """Largest picture decoded: Pillow's own limit, 256 MiB as RGB. Larger ones are a mistake, an attack, or to be tiled."""
 
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """What Pillow may try. A short list, because some of its readers start other programs (EPS starts Ghostscript)."""
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -42,7 +42,7 @@ _UPRIGHT = {
 Reason = Literal["truncated", "damaged", "not an image", "too large", "empty file", "not a file", "cannot be opened"]
 
 
-class UnreadableImage(DataError):
+class UnreadableImageError(DataError):
     """One file that cannot be used; `reason` says why in a word or two."""
 
     def __init__(self, cause: str, remedy: str = "", *, reason: Reason = "damaged") -> None:
@@ -73,7 +73,7 @@ def read_image(path: Path) -> Decoded:
     Of an animation the first frame is taken. TIFF files go through rasterio (see `read_geotiff`).
 
     Raises:
-        UnreadableImage: The file is missing, empty, truncated, damaged, too large, or no picture.
+        UnreadableImageError: The file is missing, empty, truncated, damaged, too large, or no picture.
         DataError: A TIFF file, and rasterio is not installed.
     """
     start = _first_bytes(path)
@@ -87,10 +87,10 @@ def read_image(path: Path) -> Decoded:
             check_size(path, *image.size)
             image.load()
             rgb, opaque_fraction = _to_rgb(_upright(image))
-    except UnreadableImage:
+    except UnreadableImageError:
         raise
     # Pillow's readers tell of bad content in all of these.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, TypeError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError) as error:
         reason: Reason = "truncated" if "truncated" in str(error).lower() else "damaged"
         raise _unreadable(path, reason, str(error)) from error
     return Decoded(rgb=rgb, opaque_fraction=opaque_fraction, format=kind, mode=mode)
@@ -100,7 +100,7 @@ def check_size(path: Path, width: int, height: int) -> None:
     """Refuse a picture of more than `MAX_PIXELS` before any of it is decoded.
 
     Raises:
-        UnreadableImage: The picture is too large.
+        UnreadableImageError: The picture is too large.
     """
     if width * height > MAX_PIXELS:
         raise _unreadable(path, "too large", f"{width} x {height} pixels, the limit is {MAX_PIXELS:,} pixels")
@@ -142,7 +142,7 @@ def _open(path: Path, start: bytes) -> Image.Image:
             return Image.open(path, formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise _unreadable(path, "too large", f"the limit is {MAX_PIXELS:,} pixels") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         if start.startswith(_PICTURE_STARTS):
             raise _unreadable(path, "truncated", "its header is incomplete") from error
         raise _unreadable(path, "not an image", f"it begins with {start[:8]!r}") from error
@@ -171,5 +171,7 @@ def _to_rgb(image: Image.Image) -> tuple[NDArray[np.uint8], float]:
     return np.asarray(image.convert("RGB")), 1.0
 
 
-def _unreadable(path: Path, reason: Reason, detail: str) -> UnreadableImage:
-    return UnreadableImage(f"{path} cannot be read: {reason} ({detail}).", "Mend or remove the file.", reason=reason)
+def _unreadable(path: Path, reason: Reason, detail: str) -> UnreadableImageError:
+    return UnreadableImageError(
+        f"{path} cannot be read: {reason} ({detail}).", "Mend or remove the file.", reason=reason
+    )

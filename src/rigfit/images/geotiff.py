@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rigfit.errors import DataError
-from rigfit.images.decode import TIFF_STARTS, Decoded, UnreadableImage, check_size, composite_over_black
+from rigfit.images.decode import TIFF_STARTS, Decoded, UnreadableImageError, check_size, composite_over_black
 
 Window = tuple[int, int, int, int]
 """(left, top, width, height) in pixels."""
@@ -25,7 +25,7 @@ def read_geotiff(path: Path, window: Window | None = None) -> Decoded:
     valid values. Pixels without data (nodata value, mask, alpha, NaN) count as transparent.
 
     Raises:
-        UnreadableImage: The file is damaged, truncated, or too large.
+        UnreadableImageError: The file is damaged, truncated, or too large.
         DataError: rasterio is not installed.
     """
     rasterio = _rasterio(path)
@@ -42,7 +42,7 @@ def read_geotiff(path: Path, window: Window | None = None) -> Decoded:
             rgb = _to_uint8(values, valid) if values.dtype != np.uint8 else values
             mode = f"{dataset.count} x {dataset.dtypes[0]}"
     except rasterio.errors.RasterioError as error:
-        raise UnreadableImage(
+        raise UnreadableImageError(
             f"{path} cannot be read: damaged ({error}).", "Mend or remove the file.", reason="damaged"
         ) from error
     alpha = np.where(valid, np.uint8(255), np.uint8(0)).astype(np.uint8)
@@ -63,7 +63,7 @@ def geotiff_size(path: Path) -> tuple[int, int]:
     """Return (width, height) in pixels from the header.
 
     Raises:
-        UnreadableImage: The file is damaged.
+        UnreadableImageError: The file is damaged.
         DataError: rasterio is not installed.
     """
     rasterio = _rasterio(path)
@@ -71,7 +71,7 @@ def geotiff_size(path: Path) -> tuple[int, int]:
         with _quietly(), rasterio.open(path, driver="GTiff") as dataset:
             return dataset.width, dataset.height
     except rasterio.errors.RasterioError as error:
-        raise UnreadableImage(
+        raise UnreadableImageError(
             f"{path} cannot be read: damaged ({error}).", "Mend or remove the file.", reason="damaged"
         ) from error
 
@@ -109,7 +109,8 @@ def _look_up(indices: NDArray[Any], colours: dict[int, tuple[int, int, int, int]
     for number, colour in colours.items():
         if number < len(table):
             table[number] = colour[:3]
-    return table[indices].transpose(2, 0, 1)
+    picture: NDArray[np.uint8] = table[indices].transpose(2, 0, 1)
+    return picture
 
 
 def _to_uint8(values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:

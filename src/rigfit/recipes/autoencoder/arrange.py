@@ -14,10 +14,8 @@ from rigfit.recipes.autoencoder.index import Index, native_size
 from rigfit.recipes.autoencoder.mosaic import pack_mosaics
 from rigfit.recipes.autoencoder.tiles import LOOSE
 
-_FEWEST_MOSAICS = 8
+FEWEST_MOSAICS = 8
 """`source=auto` upsamples rather than train on fewer mosaics than this."""
-
-_LARGEST_MOSAIC = 64
 
 Grids = NDArray[np.int32]
 """(samples, per_side, per_side) indices of tiles, top row first."""
@@ -85,7 +83,7 @@ def _choose_zoom(index: Index, config: AutoencoderConfig) -> int | None:
 
 def _try_mosaics(index: Index, zoom: int | None, per_side: int) -> Grids:
     """Return all mosaics there are; none for loose pictures."""
-    if zoom is None or per_side > _LARGEST_MOSAIC:
+    if zoom is None:
         return np.zeros((0, per_side, per_side), np.int32)
     return pack_mosaics(
         index.tiles, zoom=zoom, per_side=per_side, split_zoom=index.split_zoom, row_order=index.row_order
@@ -108,7 +106,7 @@ def _choose_source(
             f"img_size={size} cannot be put together from neighbours: {why}.", "Use a smaller img_size, or source=auto."
         )
     if config.source == "auto":
-        return "mosaic" if num_mosaics >= _FEWEST_MOSAICS else "upsample"
+        return "mosaic" if num_mosaics >= FEWEST_MOSAICS else "upsample"
     return config.source
 
 
@@ -136,8 +134,8 @@ def _describe_enlargement(size: int, native: int, source: str, mosaics: Grids, n
     if source == "mosaic":
         reduced = f", reduced from {per_side * native}" if per_side * native != size else ""
         return (
-            f"img_size {size} is above the native {native}: mosaics of {per_side} x {per_side} real neighbours{reduced}; "
-            f"{len(mosaics)} mosaics use {mosaics.size} of {num_tiles} tiles"
+            f"img_size {size} is above the native {native}: mosaics of {per_side} x {per_side} real neighbours"
+            f"{reduced}; {len(mosaics)} mosaics use {mosaics.size} of {num_tiles} tiles"
         )
     few = f" (only {len(mosaics)} mosaics of {per_side} x {per_side} tiles are complete)" if len(mosaics) else ""
     return f"img_size {size} is above the native {native}: tiles are upsampled (bicubic), which adds no detail{few}"

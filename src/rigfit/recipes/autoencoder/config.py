@@ -41,7 +41,9 @@ class AutoencoderConfig(WorkloadConfig):
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="share of the pictures held out")
     min_opaque_fraction: float = Field(0.0, ge=0, le=1, description="leave out pictures with fewer opaque pixels")
     min_std: float = Field(0.0, ge=0, description="leave out pictures whose values (0 to 255) vary less than this")
-    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="stop when more of the files than this are unreadable")
+    max_bad_fraction: float = Field(
+        0.05, ge=0, le=1, description="stop when more of the files than this are unreadable"
+    )
 
     @model_validator(mode="after")
     def _divisions_come_out_even(self) -> Self:

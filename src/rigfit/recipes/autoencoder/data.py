@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rigfit.errors import DataError, UsageError
-from rigfit.recipes.autoencoder.arrange import arrange, tiles_per_side
+from rigfit.recipes.autoencoder.arrange import FEWEST_MOSAICS, arrange, tiles_per_side
 from rigfit.recipes.autoencoder.config import AutoencoderConfig
 from rigfit.recipes.autoencoder.index import QUARANTINE_NAME, Index, native_size, read_index, write_index
-from rigfit.recipes.autoencoder.mosaic import detect_row_order
+from rigfit.recipes.autoencoder.mosaic import detect_row_order, pack_mosaics
 from rigfit.recipes.autoencoder.samples import TileSamples
 from rigfit.recipes.autoencoder.split import Split, split_tiles
 from rigfit.recipes.autoencoder.terrain import SAMPLE_FACT, count_sample_tiles, write_sample
@@ -42,7 +42,6 @@ def prepare_data(config: AutoencoderConfig, folder: Path, progress: Progress) ->
         root = folder / SAMPLE_NAME
         total = count_sample_tiles()
         write_sample(root, config.seed, lambda done, _: progress(done, 2 * total))
-        # Both parts in one bar: the levels that no stage uses are drawn, not looked at, so it may end early.
         progress = _second_half(progress, total)
         facts.append(SAMPLE_FACT)
     else:
@@ -126,10 +125,8 @@ def _choose_files(files: Sequence[FoundFile], asked: set[int | None]) -> tuple[l
     in_pyramid = [file for file in files if file.zoom != LOOSE]
     if 2 * len(in_pyramid) < len(files):  # a few names like 1/0/0.png do not make a folder a pyramid
         if asked != {None}:
-            raise UsageError(
-                f"zoom={max(zoom for zoom in asked if zoom is not None)} was asked for, but the data are no z/x/y pyramid.",
-                "Leave zoom out.",
-            )
+            zoom = max(zoom for zoom in asked if zoom is not None)
+            raise UsageError(f"zoom={zoom} was asked for, but the data are no z/x/y pyramid.", "Leave zoom out.")
         return [FoundFile(path=file.path, place=file.path, zoom=LOOSE, x=0, y=0) for file in files], []
     levels = Counter(file.zoom for file in in_pyramid)
     deepest = max(levels)
@@ -142,9 +139,9 @@ def _choose_files(files: Sequence[FoundFile], asked: set[int | None]) -> tuple[l
     facts = []
     if len(levels) > 1:
         all_levels = ", ".join(f"{level} ({levels[level]})" for level in sorted(levels))
-        names = " and ".join(str(zoom) for zoom in sorted(wanted))
+        names = " and ".join(f"zoom {zoom}" for zoom in sorted(wanted))
         why = ", the deepest" if asked == {None} else ""
-        facts.append(f"z/x/y pyramid with zooms (tiles) {all_levels}; zoom {names} is used{why}")
+        facts.append(f"z/x/y pyramid with zooms (tiles) {all_levels}; used: {names}{why}")
     absent = {file.place for file in in_pyramid} - {file.place for file in chosen}
     if absent:
         facts.append(f"{len(absent)} places have no tiles there and are left out: {_some(sorted(absent))}")
@@ -189,9 +186,15 @@ def _finest_zoom(config: AutoencoderConfig, tiles: Sequence[Tile]) -> int:
         return 0
     native = native_size(tiles)
     finest = zooms[0]
-    for img_size, zoom, source in _stages(config):
-        per_side = tiles_per_side(img_size, native) if source in ("auto", "mosaic") else 1
-        finest = min(finest, (zooms[-1] if zoom is None else zoom) - (per_side - 1).bit_length())
+    for img_size, stage_zoom, source in _stages(config):
+        zoom = zooms[-1] if stage_zoom is None else stage_zoom
+        per_side = tiles_per_side(img_size, native)
+        square = zoom - (per_side - 1).bit_length()
+        if source == "auto":
+            # Squares that only a handful of mosaics fit would leave nothing to hold out, and those tiles are upsampled.
+            mosaics = pack_mosaics(tiles, zoom=zoom, per_side=per_side, split_zoom=square, row_order="xyz")
+            square = square if len(mosaics) >= FEWEST_MOSAICS else zoom
+        finest = min(finest, square if source in ("auto", "mosaic") else zoom)
     return finest
 
 
@@ -228,7 +231,8 @@ def _suffix_is_true(tile: Tile) -> bool:
 
 def _describe_split(split: Split, tiles: Sequence[Tile]) -> list[str]:
     if not any(split.is_held_out):
-        return ["nothing is held out: no evaluation"]
+        why = "" if split.num_groups > 1 else ", for all pictures lie in one square of ground or are copies of one"
+        return [f"nothing is held out{why}: no evaluation"]
     held = f"{split.num_groups_held_out} of {split.num_groups}"
     if all(tile.zoom == LOOSE for tile in tiles):
         return [f"held out by content: {held} different pictures"]

@@ -14,6 +14,9 @@ from rigfit.images.decode import read_image
 from rigfit.recipes.autoencoder.index import RowOrder
 from rigfit.recipes.autoencoder.tiles import LOOSE, Tile
 
+_LARGEST_MOSAIC = 64
+"""Tiles per side; a picture of more is a mistake in img_size, and looking for one would take for ever."""
+
 _PAIRS_LOOKED_AT = 64
 _CLEARLY_BETTER = 0.7
 
@@ -28,6 +31,8 @@ def pack_mosaics(
     A mosaic never leaves its square of ground (a tile of `split_zoom`), so it is wholly held out or wholly not. Each
     square is packed from its corner, row by row: where nothing is missing and the side divides, that is the plain grid.
     """
+    if per_side > _LARGEST_MOSAIC:
+        return np.zeros((0, per_side, per_side), np.int32)
     where = {(tile.place, tile.zoom, tile.x, tile.y): row for row, tile in enumerate(tiles) if tile.zoom == zoom}
     depth = zoom - split_zoom
     used: set[_Place] = set()

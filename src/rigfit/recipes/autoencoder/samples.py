@@ -47,6 +47,7 @@ class TileSamples:
     ) -> None:
         used, inverse = np.unique(grids, return_inverse=True)
         self._grids = inverse.reshape(grids.shape).astype(np.int32)
+        self._tiles_per_side = int(grids.shape[-1])
         mine = [tiles[row] for row in used]
         paths = [os.fsencode(tile.path) for tile in mine]
         self._paths = b"".join(paths)
@@ -69,7 +70,7 @@ class TileSamples:
         """Return sample `index`: `image` as uint8 (3, img_size, img_size), and `index`.
 
         Raises:
-            UnreadableImage: A file has gone or gone bad since the data were prepared.
+            UnreadableImageError: A file has gone or gone bad since the data were prepared.
         """
         image = self._put_together(self._grids[index])
         if self._flips:
@@ -86,7 +87,7 @@ class TileSamples:
         place, zoom, x, y, _ = (int(number) for number in self._where[self._grids[index, 0, 0]])
         if zoom == LOOSE:
             return None
-        return Position(place=self._places[place], zoom=zoom, x=x, y=y, tiles_per_side=self._grids.shape[1])
+        return Position(place=self._places[place], zoom=zoom, x=x, y=y, tiles_per_side=self._tiles_per_side)
 
     def _put_together(self, grid: NDArray[np.int32]) -> NDArray[np.uint8]:
         if grid.size == 1:

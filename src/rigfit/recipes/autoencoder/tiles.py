@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from rigfit.errors import DataError, UsageError
-from rigfit.images.decode import SUFFIXES, Decoded, UnreadableImage, read_image
+from rigfit.images.decode import SUFFIXES, Decoded, UnreadableImageError, read_image
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as a long function advances."""
@@ -202,7 +202,7 @@ def _look_at_one(root: Path, file: FoundFile) -> list[Tile] | BadFile:
                 return cells
         decoded = read_image(path)
         digest = _digest(path) if file.zoom == LOOSE else ""
-    except UnreadableImage as error:
+    except UnreadableImageError as error:
         return BadFile(path=file.path, reason=error.reason, detail=error.cause)
     return [_describe(file, decoded, digest=digest)]
 
