@@ -43,7 +43,7 @@ def launch(run: Run, *, is_quiet: bool = False) -> None:
     for old in run.logs.glob("failure-rank*.json"):
         old.unlink()
     try:
-        with _progress(run, plan.total_steps, is_quiet=is_quiet), _threads_per_rank(plan.rig):
+        with show_progress(run, is_quiet=is_quiet), _threads_per_rank(plan.rig):
             elastic_launch(_launch_config(plan.rig, run), sys.executable)("-m", "rigfit.training.worker", str(run.folder))
     except ChildFailedError as failed:
         error = _explain(run, failed.failures)
@@ -95,13 +95,13 @@ def _threads_per_rank(rig: Rig) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(run: Run, total_steps: int, *, is_quiet: bool) -> Iterator[None]:
+def show_progress(run: Run, *, is_quiet: bool) -> Iterator[None]:
     """Draw what the ranks log, from the records they append."""
     if is_quiet:
         yield
         return
     stop = threading.Event()
-    with ProgressView(total_steps) as view:
+    with ProgressView(run.plan.total_steps) as view:
         thread = threading.Thread(target=follow, args=(run.folder, view, stop), daemon=True)
         thread.start()
         try:

@@ -67,7 +67,7 @@ def accumulate_gradients(
                 summed = model(batch)
             loss = summed * (0.0 if micro.is_filler else 1.0 / num_items)
             # DDP and fully_shard average gradients over ranks; the factor turns their mean back into our sum.
-            scaler.scale(loss * world.size).backward()  # type: ignore[no-untyped-call]
+            scaler.scale(loss * world.size).backward()
         share = share + loss.detach()
     return share
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -15,6 +15,7 @@ from rigfit.errors import UsageError
 from rigfit.planning.plan import StagePlan
 from rigfit.task import Task
 from rigfit.training.distributed import World
+from rigfit.workload import Strategy
 
 
 def wrap(task: Task, stage: StagePlan, world: World) -> nn.Module:
@@ -22,10 +23,15 @@ def wrap(task: Task, stage: StagePlan, world: World) -> nn.Module:
     if stage.activation_checkpointing:
         _checkpoint_blocks(task)
     if stage.channels_last:
-        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        task.to(memory_format=torch.channels_last)
+    return wrap_for(task, strategy=stage.strategy, world=world)
+
+
+def wrap_for(task: Task, *, strategy: Strategy, world: World) -> nn.Module:
+    """Return `task` replicated (`ddp`) or sharded (`fully_shard`) over the ranks; as it is on a single one."""
     if world.size == 1:
         return task
-    if stage.strategy == "fully_shard":
+    if strategy == "fully_shard":
         return _shard(task, world)
     return DistributedDataParallel(
         task,
@@ -48,4 +54,5 @@ def _shard(task: Task, world: World) -> nn.Module:
     for block in task.blocks():
         fully_shard(block, mesh=mesh)
     fully_shard(task, mesh=mesh)
+    register_fsdp_forward_method(task, "evaluate")  # it computes outside of forward, and needs whole weights too
     return task

@@ -1,0 +1,189 @@
+"""A plan in words: every figure with its unit, its meaning and its source."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+
+from rigfit.planning.learning_rate import format_rate
+from rigfit.planning.memory_limit import describe_memory_limit
+from rigfit.planning.plan import Duration, Plan, Source, StagePlan
+from rigfit.planning.words import count, describe_layout, rank_word
+from rigfit.units import format_bytes, format_seconds
+
+_WIDTH = 100
+_LABEL_WIDTH = 18
+_UNIT = re.compile(r"(?<=\d) (GiB|MiB|%|h|min|s)(?!\w)")  # a number is not parted from its unit at the end of a line
+
+Line = tuple[str, str]
+"""A label and what is said of it."""
+
+
+def explain(plan: Plan, *, noun: str = "sample") -> str:
+    """Return `plan` in words, aligned, for a person who decides whether to start.
+
+    Args:
+        plan: What to explain.
+        noun: What one sample is, in the singular, such as `tile`.
+    """
+    source = plan.rig.devices[0].source
+    lines: list[Line] = [("recipe", plan.recipe), ("rig", f"{plan.rig.describe()}, from: {source}")]
+    blocks = [_draw(lines)]
+    for number, stage in enumerate(plan.stages):
+        title = (
+            f"stage {number + 1} of {len(plan.stages)}{_what_differs(plan, stage)}\n" if len(plan.stages) > 1 else ""
+        )
+        blocks.append(title + _draw(list(_stage_lines(plan, stage, noun))))
+    if plan.facts:
+        blocks.append(_draw([("note", fact) for fact in plan.facts]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _stage_lines(plan: Plan, stage: StagePlan, noun: str) -> Iterator[Line]:
+    kind = plan.rig.kind
+    yield "effective batch", describe_layout(stage.layout, kind)
+    yield "micro-batch", f"{_micro_batch_words(stage)} per {rank_word(kind)} ({_layout_source(stage)})"
+    yield "learning rate", stage.learning_rate_derivation + _rate_source(stage)
+    yield "schedule", _schedule_words(stage)
+    yield "precision", f"{stage.precision} ({stage.precision_reason})"
+    yield "strategy", _strategy_words(stage, kind_word=rank_word(kind))
+    if stage.activation_checkpointing:
+        yield "activations", "recomputed in backward: less memory, about a third more work (given by you)"
+    if stage.channels_last:
+        yield "image tensors", "channels-last (given by you)"
+    yield "peak memory", f"{_memory_words(stage, rank_word(kind))}; {describe_memory_limit(plan.rig)}"
+    yield "speed", _speed_words(stage, f"{plan.rig.world_size} {rank_word(kind, plan.rig.world_size)}")
+    yield "loading", _loading_words(stage, rank_word(kind))
+    yield from _duration_lines(stage, noun)
+    for coupling in stage.couplings:
+        yield "caution", f"{coupling}: another micro-batch gives other results"
+
+
+def _duration_lines(stage: StagePlan, noun: str) -> Iterator[Line]:
+    duration, effective = stage.duration, stage.layout.effective_batch_size
+    if duration is None:
+        yield "length", f"{count(stage.config.get('epochs', 0), 'epoch')}; steps are counted once the data are known"
+        return
+    yield "length", _length_words(duration, effective, noun)
+    if duration.num_validation_samples:
+        held_out = count(duration.num_validation_samples, f"held-out {noun}")
+        yield "evaluation", f"every {count(duration.eval_every_steps, 'step')}, on {held_out}"
+    else:
+        yield "evaluation", f"none: there are no held-out {noun}s"
+    yield "checkpoints", f"every {count(duration.save_every_steps, 'step')}"
+    if stage.predicted_samples_per_second is not None:
+        seconds = duration.total_samples / stage.predicted_samples_per_second
+        yield (
+            "time",
+            f"about {format_seconds(seconds)} ({_prediction_source(stage)}): forward and backward of the training steps "
+            "only, without start, waiting for data, exchange between ranks, optimizer, evaluation and checkpoints",
+        )
+    else:
+        yield "time", "not estimated: the speed is unmeasured"
+
+
+def _length_words(duration: Duration, effective: int, noun: str) -> str:
+    """Return `50 epochs x 586 tiles = 29,300 samples = 458 steps of 64 (the last of 52)`."""
+    total, num_train = duration.total_samples, duration.num_train_samples
+    last = total - (duration.total_steps - 1) * effective
+    ending = "" if last == effective else f" (the last of {last})"
+    steps = f"{count(duration.total_steps, 'step')} of {effective}{ending}"
+    if total % num_train == 0:
+        epochs = count(total // num_train, "epoch")
+        return f"{epochs} x {count(num_train, noun)} = {count(total, 'sample')} = {steps}"
+    passes = f"{total / num_train:.1f} passes over {count(num_train, noun)}"
+    return f"{steps} = {count(total, 'sample')} = {passes}: max_steps ends the stage early"
+
+
+def _micro_batch_words(stage: StagePlan) -> str:
+    sizes = stage.layout.micro_batch_sizes
+    return count(sizes[0], "sample") if len(set(sizes)) == 1 else f"{', '.join(map(str, sizes))} samples"
+
+
+def _layout_source(stage: StagePlan) -> str:
+    if stage.layout_source is Source.UNMEASURED:
+        return "unmeasured: not above what the run used so far"
+    if stage.layout_source is Source.GIVEN:
+        return str(Source.GIVEN)
+    return f"chosen from costs {stage.layout_source}"
+
+
+def _prediction_source(stage: StagePlan) -> str:
+    """Say that a line through measured sizes is a prediction, not a measurement of this micro-batch."""
+    if stage.predicted_source is Source.MEASURED:
+        return f"predicted from steps {stage.predicted_source}"
+    return str(stage.predicted_source)
+
+
+def _rate_source(stage: StagePlan) -> str:
+    return "" if stage.config.get("lr") is not None else ", from the recipe's rate for its reference batch"
+
+
+def _schedule_words(stage: StagePlan) -> str:
+    config = stage.config
+    warmup = float(config.get("warmup_fraction", 0))
+    rise = f"rises from 0 over the first {warmup:.4g} of all samples, then " if warmup else ""
+    shape = config.get("schedule", "constant")
+    if shape == "constant":
+        return f"{rise}constant"
+    final = stage.learning_rate * float(config.get("final_lr_fraction", 0))
+    return f"{rise}{shape} down to {format_rate(final) if final else '0'}"
+
+
+def _strategy_words(stage: StagePlan, *, kind_word: str) -> str:
+    if stage.layout.world_size == 1:
+        return f"{stage.strategy} (one {kind_word}: nothing to exchange)"
+    if stage.strategy == "ddp":
+        return f"ddp (every {kind_word} holds the whole model)"
+    return f"fully_shard (weights, gradients and optimizer state are spread over the {kind_word}s)"
+
+
+def _memory_words(stage: StagePlan, word: str) -> str:
+    if stage.predicted_peak_bytes is None:
+        return f"unmeasured per {word}"
+    return f"{format_bytes(stage.predicted_peak_bytes)} per {word} ({_prediction_source(stage)})"
+
+
+def _speed_words(stage: StagePlan, ranks: str) -> str:
+    speed = stage.predicted_samples_per_second
+    if speed is None:
+        return str(Source.UNMEASURED)
+    return f"{speed:.3g} samples/s over {ranks} ({_prediction_source(stage)})"
+
+
+def _loading_words(stage: StagePlan, word: str) -> str:
+    source = "chosen from the cores" if stage.config.get("num_workers") is None else str(Source.GIVEN)
+    if stage.num_workers == 0:
+        return f"in the training process of each {word} ({source})"
+    number = stage.num_workers
+    return f"{number} loader process{'es' if number != 1 else ''} per {word} ({source})"
+
+
+def _what_differs(plan: Plan, stage: StagePlan) -> str:
+    """Return the settings in which the stages differ, as `: img_size=512, epochs=20`."""
+    names = [
+        name
+        for name, value in stage.config.items()
+        if value is not None and any(other.config.get(name) != value for other in plan.stages)
+    ]
+    return ": " + ", ".join(f"{name}={stage.config[name]}" for name in names) if names else ""
+
+
+def _draw(lines: list[Line]) -> str:
+    """Return labelled lines, each label once, wrapped with a hanging indent."""
+    drawn, previous = [], ""
+    for label, text in lines:
+        shown = "" if label == previous else label
+        drawn.append(
+            textwrap.fill(
+                _UNIT.sub("\u00a0\\1", text),
+                width=_WIDTH,
+                initial_indent=f"{shown:<{_LABEL_WIDTH}}",
+                subsequent_indent=" " * _LABEL_WIDTH,
+                break_long_words=False,
+                break_on_hyphens=False,
+            ).replace("\u00a0", " ")
+        )
+        previous = label
+    return "\n".join(drawn)

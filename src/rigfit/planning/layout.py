@@ -1,0 +1,309 @@
+"""Which micro-batch and how many accumulation steps make up the effective batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isqrt
+
+from rigfit.errors import DoesNotFitError, RigfitError, UsageError
+from rigfit.hardware.rig import DeviceKind
+from rigfit.planning.plan import BatchLayout, Profile, Source
+from rigfit.planning.words import count, rank_word
+from rigfit.units import format_bytes
+from rigfit.workload import WorkloadConfig
+
+Refusal = Callable[[int], str | None]
+"""Why a workload cannot train on a micro-batch of that size, or None if it can."""
+
+SPEED_TOLERANCE = 0.03
+"""Speeds closer than this count as equal: a choice, above the spread of the medians of three timed steps."""
+
+_NUM_NEIGHBOURS = 128
+"""How many larger and smaller effective batches are tried for a suggestion."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One micro-batch that divides a rank's share of the effective batch.
+
+    Args:
+        micro_batch_size, accumulation_steps: Their product is the rank's share.
+        predicted_peak_bytes: Bytes per rank, or None without a profile.
+        predicted_samples_per_second: Over all ranks, or None when nobody measured it.
+        refusal: Why it cannot be used, or None if it can.
+        is_too_large: True when it was refused for memory.
+    """
+
+    micro_batch_size: int
+    accumulation_steps: int
+    predicted_peak_bytes: int | None
+    predicted_samples_per_second: float | None
+    refusal: str | None
+    is_too_large: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What limits the micro-batch of one rank.
+
+    Args:
+        kind: Decides whether messages say GPUs or CPU ranks.
+        profile: What a pass costs, or None when nobody knows.
+        memory_limit: Bytes one rank may use.
+        refusal: The workload's own limits.
+        savings: Settings that lower the peak, named when nothing fits.
+    """
+
+    kind: DeviceKind
+    profile: Profile | None
+    memory_limit: int
+    refusal: Refusal
+    savings: tuple[str, ...] = ()
+
+
+def derive_layout(
+    effective_batch_size: int,
+    world_size: int,
+    *,
+    micro_batch_size: int | None,
+    profile: Profile | None,
+    memory_limit: int,
+    refusal: Refusal,
+    kind: DeviceKind = "cuda",
+    savings: tuple[str, ...] = (),
+) -> tuple[BatchLayout, Source]:
+    """Return the layout whose product is exactly `effective_batch_size`, and where its micro-batch comes from.
+
+    Of the micro-batches that fit, the fastest; within 3 % of the fastest the smallest that is not below the smallest
+    measured one (it needs the least memory); without measured speeds the largest.
+
+    Args:
+        effective_batch_size: Samples behind one optimizer step.
+        world_size: Ranks; each takes the same share.
+        micro_batch_size: What the person pinned, or None.
+        profile: What a pass costs, or None when nobody knows.
+        memory_limit: Bytes one rank may use.
+        refusal: The workload's own limits.
+        kind: Decides whether messages say GPUs or CPU ranks.
+        savings: Settings that lower the peak, named when nothing fits.
+
+    Raises:
+        UsageError: The ranks cannot share the effective batch, the pinned micro-batch does not divide a share, the
+            workload refuses every micro-batch, or there is neither a profile nor a pinned micro-batch.
+        DoesNotFitError: No micro-batch fits into `memory_limit`.
+    """
+    bounds = Bounds(kind=kind, profile=profile, memory_limit=memory_limit, refusal=refusal, savings=savings)
+    if effective_batch_size % world_size:
+        raise _not_shared(effective_batch_size, world_size, micro_batch_size, bounds)
+    candidates = _candidates(effective_batch_size, world_size, bounds)
+    if micro_batch_size is not None:
+        return _pinned(candidates, micro_batch_size, effective_batch_size, world_size, bounds), Source.GIVEN
+    usable = [candidate for candidate in candidates if candidate.refusal is None]
+    if not usable:
+        raise _nothing_usable(candidates, effective_batch_size, world_size, bounds)
+    if profile is None:
+        raise _unknown_cost(usable, kind)
+    return _layout(_fastest(usable, profile), world_size), profile.source
+
+
+def list_candidates(
+    effective_batch_size: int,
+    world_size: int,
+    *,
+    profile: Profile | None,
+    memory_limit: int,
+    refusal: Refusal,
+    kind: DeviceKind = "cuda",
+) -> tuple[Candidate, ...]:
+    """Return every micro-batch that divides a rank's share, smallest first, with what it costs and why it is refused.
+
+    Raises:
+        UsageError: The ranks cannot share the effective batch equally.
+    """
+    bounds = Bounds(kind=kind, profile=profile, memory_limit=memory_limit, refusal=refusal)
+    if effective_batch_size % world_size:
+        raise _not_shared(effective_batch_size, world_size, None, bounds)
+    return _candidates(effective_batch_size, world_size, bounds)
+
+
+def note_coarse_batch(
+    layout: BatchLayout, *, profile: Profile, memory_limit: int, refusal: Refusal, kind: DeviceKind = "cuda"
+) -> str | None:
+    """Return a note when a nearby effective batch would allow much larger micro-batches, or None.
+
+    A share such as 37 is prime: if 37 samples do not fit, only single samples are left. The note appears when memory
+    holds at least twice the largest micro-batch that divides the share, and an effective batch within a quarter of the
+    one asked for does at least twice as well (and, where speeds are known, is more than 3 % faster).
+    """
+    bounds = Bounds(kind=kind, profile=profile, memory_limit=memory_limit, refusal=refusal)
+    effective, world_size = layout.effective_batch_size, layout.world_size
+    largest = _largest_usable(effective, world_size, bounds)
+    share = effective // world_size
+    room = share if profile.bytes_per_sample == 0 else (memory_limit - profile.fixed_bytes) // profile.bytes_per_sample
+    if 2 * largest > min(share, room):
+        return None
+
+    def does_better(other: int) -> bool:
+        found = _largest_usable(other, world_size, bounds)
+        speed, now = profile.samples_per_second(found), profile.samples_per_second(largest)
+        return found >= 2 * largest and speed >= now * (1 + SPEED_TOLERANCE if now else 1)
+
+    near = [n for n in _neighbours(effective, world_size, does_better) if 4 * abs(n - effective) <= effective]
+    if not near:
+        return None
+    best = min(near, key=lambda n: (abs(n - effective), n))
+    found = _largest_usable(best, world_size, bounds)
+    return (
+        f"{share} samples per {rank_word(kind)} and step divide into micro-batches of at most {largest} here, "
+        f"though memory holds {min(share, room)} ({profile.source}). "
+        f"An effective batch of {best} would allow micro-batches of {found}."
+    )
+
+
+def savings_of(config: WorkloadConfig, world_size: int, kind: DeviceKind) -> tuple[str, ...]:
+    """Return the settings of `config` that would lower the peak memory of a rank."""
+    ways = []
+    if not config.activation_checkpointing:
+        ways.append("activation_checkpointing=true")
+    if world_size > 1 and kind == "cuda" and config.strategy != "fully_shard":
+        ways.append("strategy=fully_shard")
+    if "img_size" in type(config).model_fields:
+        ways.append("a smaller img_size")
+    return tuple(ways)
+
+
+def _candidates(effective_batch_size: int, world_size: int, bounds: Bounds) -> tuple[Candidate, ...]:
+    share = effective_batch_size // world_size
+    return tuple(_weigh(size, share // size, world_size, bounds) for size in _divisors(share))
+
+
+def _weigh(size: int, accumulation_steps: int, world_size: int, bounds: Bounds) -> Candidate:
+    profile = bounds.profile
+    peak = None if profile is None else profile.peak_bytes(size)
+    speed = 0.0 if profile is None else profile.samples_per_second(size) * world_size
+    reason = bounds.refusal(size)
+    is_too_large = reason is None and peak is not None and peak > bounds.memory_limit
+    if is_too_large and peak is not None:
+        room, word = format_bytes(bounds.memory_limit), rank_word(bounds.kind)
+        reason = f"needs {format_bytes(peak)} per {word}, where {room} can be used"
+    return Candidate(
+        micro_batch_size=size,
+        accumulation_steps=accumulation_steps,
+        predicted_peak_bytes=peak,
+        predicted_samples_per_second=speed or None,
+        refusal=reason,
+        is_too_large=is_too_large,
+    )
+
+
+def _fastest(usable: list[Candidate], profile: Profile) -> Candidate:
+    best = max(candidate.predicted_samples_per_second or 0.0 for candidate in usable)
+    if best == 0.0:
+        return usable[-1]
+    near = [c for c in usable if (c.predicted_samples_per_second or 0.0) >= best * (1 - SPEED_TOLERANCE)]
+    # Below the smallest measured size the lines are extrapolated towards zero, where nobody looked.
+    measured = [c for c in near if c.micro_batch_size >= profile.smallest_measured]
+    return measured[0] if measured else near[-1]
+
+
+def _layout(candidate: Candidate, world_size: int) -> BatchLayout:
+    return BatchLayout(
+        micro_batch_sizes=(candidate.micro_batch_size,) * world_size, accumulation_steps=candidate.accumulation_steps
+    )
+
+
+def _pinned(
+    candidates: tuple[Candidate, ...], size: int, effective_batch_size: int, world_size: int, bounds: Bounds
+) -> BatchLayout:
+    """Return the layout with the pinned micro-batch: a pin narrows the choice, it does not go past the planner."""
+    usable = [c.micro_batch_size for c in candidates if c.refusal is None]
+    chosen = next((c for c in candidates if c.micro_batch_size == size), None)
+    if chosen is not None and chosen.refusal is None:
+        return _layout(chosen, world_size)
+    if not usable:
+        raise _nothing_usable(candidates, effective_batch_size, world_size, bounds)
+    below = [n for n in usable if n < size][-1:]
+    above = [n for n in usable if n > size][:1]
+    remedy = f"Use micro_batch_size={' or '.join(str(n) for n in below + above)}."
+    if chosen is None:
+        share = effective_batch_size // world_size
+        raise UsageError(
+            f"A micro-batch of {size} does not divide the {count(share, 'sample')} that "
+            f"each of {world_size} {rank_word(bounds.kind, world_size)} takes per step.",
+            remedy,
+        )
+    if chosen.is_too_large:
+        raise DoesNotFitError(f"A micro-batch of {size} {chosen.refusal}{_source_of(bounds)}.", remedy)
+    raise UsageError(f"A micro-batch of {size} cannot be trained: {chosen.refusal}", remedy)
+
+
+def _not_shared(effective: int, world_size: int, pinned: int | None, bounds: Bounds) -> RigfitError:
+    cause = f"{world_size} {rank_word(bounds.kind, world_size)} cannot share an effective batch of {effective} equally."
+
+    def works(other: int) -> bool:
+        usable = [c.micro_batch_size for c in _candidates(other, world_size, bounds) if c.refusal is None]
+        return bool(usable) if pinned is None else pinned in usable
+
+    suggestions = _neighbours(effective, world_size * (pinned or 1), works)
+    if suggestions:
+        return UsageError(cause, f"Use {' or '.join(str(n) for n in suggestions)}.")
+    # No effective batch is of any help: memory or the workload is what clashes, and that is said instead.
+    nearest = max(1, effective // world_size) * world_size
+    return _nothing_usable(_candidates(nearest, world_size, bounds), nearest, world_size, bounds)
+
+
+def _nothing_usable(candidates: tuple[Candidate, ...], effective: int, world_size: int, bounds: Bounds) -> RigfitError:
+    neighbours = _neighbours(effective, world_size, lambda n: _largest_usable(n, world_size, bounds) > 0)
+    other = f"Use effective_batch_size={' or '.join(str(n) for n in neighbours)}." if neighbours else ""
+    too_large = [candidate for candidate in candidates if candidate.is_too_large]
+    if not too_large:
+        return UsageError(f"No micro-batch can be trained: {candidates[-1].refusal}", other)
+    smallest = too_large[0]
+    peak = smallest.predicted_peak_bytes or 0
+    cause = (
+        f"The smallest micro-batch, {count(smallest.micro_batch_size, 'sample')}, {smallest.refusal}"
+        f"{_source_of(bounds)}."
+    )
+    ways = f" Less is needed with {', or '.join(bounds.savings)}." if bounds.savings else ""
+    rank = rank_word(bounds.kind)
+    return DoesNotFitError(cause, other or f"It fits where each {rank} may use {format_bytes(_round_up(peak))}.{ways}")
+
+
+def _unknown_cost(usable: list[Candidate], kind: DeviceKind) -> UsageError:
+    start = max((c.micro_batch_size for c in usable if c.micro_batch_size <= 8), default=usable[0].micro_batch_size)
+    return UsageError(
+        f"Nobody has measured or estimated what a sample costs on one {rank_word(kind)}, "
+        "so no micro-batch can be chosen.",
+        f"Give data=FOLDER so that a few steps can be measured, or pin one: micro_batch_size={start}.",
+    )
+
+
+def _largest_usable(effective: int, world_size: int, bounds: Bounds) -> int:
+    """Return the largest micro-batch that can be used, 0 if none can."""
+    usable = (c.micro_batch_size for c in _candidates(effective, world_size, bounds) if c.refusal is None)
+    return max(usable, default=0)
+
+
+def _neighbours(number: int, unit: int, works: Callable[[int], bool]) -> list[int]:
+    """Return the nearest multiple of `unit` below `number` and the nearest above, of those that work."""
+    below = range((number - 1) // unit * unit, 0, -unit)[:_NUM_NEIGHBOURS]
+    first_above = (number // unit + 1) * unit
+    above = range(first_above, first_above + unit * _NUM_NEIGHBOURS, unit)
+    found = [next((n for n in side if works(n)), None) for side in (below, above)]
+    return [n for n in found if n is not None]
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
+def _round_up(num_bytes: int) -> int:
+    """Round up to what `format_bytes` prints, so that the printed size really suffices."""
+    unit = 2**30 // 10 if num_bytes >= 2**30 else 2**20
+    return -(-num_bytes // unit) * unit
+
+
+def _source_of(bounds: Bounds) -> str:
+    return "" if bounds.profile is None else f" ({bounds.profile.source})"

@@ -1,0 +1,250 @@
+"""Make a plan: from a workload and a rig, for data that became known, for another rig."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rigfit.hardware.rig import Rig
+from rigfit.planning.duration import derive_duration
+from rigfit.planning.layout import Refusal, derive_layout, note_coarse_batch, savings_of
+from rigfit.planning.learning_rate import derive_lr
+from rigfit.planning.memory_limit import memory_limit
+from rigfit.planning.plan import SCHEMA_VERSION, BatchLayout, Duration, Plan, Profile, Source, StagePlan
+from rigfit.planning.precision import choose_precision, is_possible
+from rigfit.planning.words import rank_word
+from rigfit.units import format_bytes
+from rigfit.workload import Precision, Workload, WorkloadConfig
+
+# A rank rarely needs more processes than this to be kept in samples, and each holds a copy of the interpreter.
+_MOST_WORKERS = 4
+
+
+def make_plan(
+    workload: Workload,
+    rig: Rig,
+    profiles: Sequence[Profile | None],
+    *,
+    facts: Sequence[str],
+    data_sizes: Sequence[tuple[int, int]] | None,
+) -> Plan:
+    """Return the plan of `workload` on `rig`.
+
+    Args:
+        workload: What to train; one stage plan is made for each of its stage configs.
+        rig: On what.
+        profiles: For each stage what a pass costs, or None when nobody knows (then the micro-batch must be pinned).
+        facts: What the recipe says of the data.
+        data_sizes: For each stage (training, validation) samples, or None while the data are unknown.
+
+    Raises:
+        UsageError, DoesNotFitError: See `derive_layout`, `choose_precision` and `derive_lr`.
+        DataError: There is nothing to train on.
+    """
+    stages, notes = [], list(facts)
+    for number, (config, profile) in enumerate(zip(workload.stage_configs, profiles, strict=True)):
+        stage, note = _plan_stage(config, rig, profile)
+        stages.append(stage)
+        if note:
+            notes.append(note if len(workload.stage_configs) == 1 else f"Stage {number + 1}: {note}")
+    notes += _rig_notes(rig)
+    plan = Plan(
+        schema_version=SCHEMA_VERSION, recipe=workload.recipe.name, rig=rig, stages=tuple(stages), facts=tuple(notes)
+    )
+    return plan if data_sizes is None else with_data(plan, data_sizes, ())
+
+
+def with_data(plan: Plan, data_sizes: Sequence[tuple[int, int]], facts: Sequence[str]) -> Plan:
+    """Return `plan` with the duration of every stage, and with `facts` added to its facts.
+
+    Raises:
+        DataError: There is nothing to train on.
+    """
+    stages = tuple(
+        replace(stage, duration=_duration(stage, num_train, num_validation))
+        for stage, (num_train, num_validation) in zip(plan.stages, data_sizes, strict=True)
+    )
+    return replace(plan, stages=stages, facts=plan.facts + tuple(facts))
+
+
+def move_to(
+    plan: Plan, rig: Rig, profiles: Sequence[Profile | None], *, refusals: Sequence[Refusal] | None = None
+) -> Plan:
+    """Return `plan` for another rig: same effective batch, learning rate and duration, hence the same run.
+
+    Layouts are derived anew. The precision stays if the rig can train in it. Without a profile the micro-batch is the
+    largest that divides the new share and is not above the old one.
+
+    Args:
+        plan: The plan so far.
+        rig: Where the run goes on.
+        profiles: For each stage what a pass costs on `rig`, or None when nobody knows.
+        refusals: For each stage the workload's own limits (`config.refusal`); none when absent.
+
+    Raises:
+        UsageError, DoesNotFitError: See `derive_layout`.
+    """
+    limits = refusals if refusals is not None else [_refuse_nothing] * len(plan.stages)
+    stages = tuple(
+        _move_stage(stage, rig, profile, refusal)
+        for stage, profile, refusal in zip(plan.stages, profiles, limits, strict=True)
+    )
+    kept = [fact for fact in plan.facts if fact not in _rig_notes(plan.rig)]
+    changes = [note for pair in zip(plan.stages, stages, strict=True) for note in _coupling_notes(*pair)]
+    return replace(plan, rig=rig, stages=stages, facts=(*kept, *_rig_notes(rig), *dict.fromkeys(changes)))
+
+
+def _plan_stage(config: WorkloadConfig, rig: Rig, profile: Profile | None) -> tuple[StagePlan, str | None]:
+    precision, precision_reason, allow_tf32 = choose_precision(rig, config.precision)
+    learning_rate, derivation = derive_lr(config)
+    limit = memory_limit(rig)
+    layout, source = derive_layout(
+        config.effective_batch_size,
+        rig.world_size,
+        micro_batch_size=config.micro_batch_size,
+        profile=profile,
+        memory_limit=limit,
+        refusal=config.refusal,
+        kind=rig.kind,
+        savings=savings_of(config, rig.world_size, rig.kind),
+    )
+    note = None
+    if profile is not None and config.micro_batch_size is None:
+        note = note_coarse_batch(layout, profile=profile, memory_limit=limit, refusal=config.refusal, kind=rig.kind)
+    cost = _predict(layout, profile)
+    stage = StagePlan(
+        config=config.model_dump(mode="json"),
+        layout=layout,
+        layout_source=source,
+        precision=precision,
+        precision_reason=precision_reason,
+        allow_tf32=allow_tf32,
+        strategy=config.strategy or "ddp",
+        activation_checkpointing=config.activation_checkpointing,
+        channels_last=config.channels_last,
+        learning_rate=learning_rate,
+        learning_rate_derivation=derivation,
+        num_workers=_num_workers(config.num_workers, rig),
+        predicted_peak_bytes=cost.peak_bytes,
+        predicted_samples_per_second=cost.samples_per_second,
+        predicted_source=cost.source,
+        couplings=tuple(sorted(coupling.value for coupling in config.couplings)),
+        duration=None,
+    )
+    return stage, note
+
+
+def _move_stage(stage: StagePlan, rig: Rig, profile: Profile | None, refusal: Refusal) -> StagePlan:
+    precision, reason, allow_tf32 = _move_precision(stage, rig)
+    layout, source = _move_layout(stage, rig, profile, refusal)
+    cost = _predict(layout, profile)
+    return replace(
+        stage,
+        layout=layout,
+        layout_source=source,
+        precision=precision,
+        precision_reason=reason,
+        allow_tf32=allow_tf32,
+        num_workers=_num_workers(stage.config["num_workers"], rig),
+        predicted_peak_bytes=cost.peak_bytes,
+        predicted_samples_per_second=cost.samples_per_second,
+        predicted_source=cost.source,
+    )
+
+
+def _move_layout(stage: StagePlan, rig: Rig, profile: Profile | None, refusal: Refusal) -> tuple[BatchLayout, Source]:
+    """Return the layout on `rig`: a pin stays where it can; the old micro-batch is the bound where nothing is known."""
+    config, limit = _shared_config(stage.config), memory_limit(rig)
+    effective = stage.layout.effective_batch_size
+    share, rest = divmod(effective, rig.world_size)
+    usable = [n for n in range(1, share + 1) if rest == share % n == 0 and refusal(n) is None]
+    if profile is not None:
+        usable = [n for n in usable if profile.peak_bytes(n) <= limit]
+    pinned = config.micro_batch_size if config.micro_batch_size in usable else None
+    bounded = [n for n in usable if n <= stage.layout.largest_micro_batch]
+    is_bounded = pinned is None and profile is None and bool(bounded)
+    layout, source = derive_layout(
+        effective,
+        rig.world_size,
+        micro_batch_size=bounded[-1] if is_bounded else pinned,
+        profile=profile,
+        memory_limit=limit,
+        refusal=refusal,
+        kind=rig.kind,
+        savings=savings_of(config, rig.world_size, rig.kind),
+    )
+    return layout, Source.UNMEASURED if is_bounded else source
+
+
+def _move_precision(stage: StagePlan, rig: Rig) -> tuple[Precision, str, bool]:
+    """Return the old precision if `rig` can train in it at all, else a new choice that says so."""
+    if is_possible(rig, stage.precision):
+        precision, reason, allow_tf32 = choose_precision(rig, stage.precision)
+        is_pinned = stage.config["precision"] is not None
+        return (
+            precision,
+            reason if is_pinned else reason.replace("given by you", "kept from the run so far"),
+            allow_tf32,
+        )
+    precision, reason, allow_tf32 = choose_precision(rig, None)
+    return precision, f"{reason}; the run so far used {stage.precision}, which is not possible here", allow_tf32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cost:
+    """What the profile predicts for a layout; None where nobody knows."""
+
+    peak_bytes: int | None
+    samples_per_second: float | None
+    source: Source
+
+
+def _predict(layout: BatchLayout, profile: Profile | None) -> _Cost:
+    if profile is None:
+        return _Cost(peak_bytes=None, samples_per_second=None, source=Source.UNMEASURED)
+    size = layout.largest_micro_batch
+    # The rank with the largest micro-batch is waited for by all others.
+    speed = profile.samples_per_second(size) * sum(layout.micro_batch_sizes) / size
+    return _Cost(peak_bytes=profile.peak_bytes(size), samples_per_second=speed or None, source=profile.source)
+
+
+def _num_workers(asked: int | None, rig: Rig) -> int:
+    """Return loader processes per rank: the rank itself keeps one of its cores."""
+    if asked is not None:
+        return asked
+    return max(0, min(_MOST_WORKERS, rig.num_cores // rig.world_size - 1))
+
+
+def _rig_notes(rig: Rig) -> list[str]:
+    """Return what a mixed rig means: one micro-batch and one precision for all."""
+    if len({(device.name, device.memory_bytes) for device in rig.devices}) == 1:
+        return []
+    word = rank_word(rig.kind)
+    smallest = format_bytes(rig.smallest_memory)
+    return [
+        f"The {word}s differ: each takes the same micro-batch, the smallest memory ({smallest}) limits it, and the "
+        f"slowest {word} sets the pace."
+    ]
+
+
+def _coupling_notes(before: StagePlan, after: StagePlan) -> list[str]:
+    """Return what a move changes in the maths: only what couples the samples of one micro-batch."""
+    old, new = before.layout.largest_micro_batch, after.layout.largest_micro_batch
+    return [f"The micro-batch went from {old} to {new} on the way: {text}." for text in after.couplings if old != new]
+
+
+def _duration(stage: StagePlan, num_train: int, num_validation: int) -> Duration:
+    config = _shared_config(stage.config)
+    return derive_duration(config, num_train, num_validation, stage.layout.effective_batch_size)
+
+
+def _shared_config(config: dict[str, Any]) -> WorkloadConfig:
+    """Return the knobs that all recipes share, read from a stage's full config."""
+    shared = {name: config[name] for name in WorkloadConfig.model_fields if name in config}
+    return WorkloadConfig.model_validate_json(json.dumps(shared))
+
+
+def _refuse_nothing(_micro_batch_size: int) -> str | None:
+    return None

@@ -1,0 +1,27 @@
+"""Numbers with their nouns, as every sentence of a plan says them."""
+
+from __future__ import annotations
+
+from rigfit.hardware.rig import DeviceKind
+from rigfit.planning.plan import BatchLayout
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 sample`, `29,300 samples`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def rank_word(kind: DeviceKind, number: int = 1) -> str:
+    """Return `GPU` or `CPU rank`, in the plural unless `number` is 1."""
+    word = "GPU" if kind == "cuda" else "CPU rank"
+    return word if number == 1 else f"{word}s"
+
+
+def describe_layout(layout: BatchLayout, kind: DeviceKind) -> str:
+    """Return `64 = 8 samples x 4 accumulation steps x 2 GPUs`, or `60 = (20 + 10) samples x 2 accumulation steps`."""
+    sizes = layout.micro_batch_sizes
+    steps = count(layout.accumulation_steps, "accumulation step")
+    if len(set(sizes)) > 1:
+        return f"{layout.effective_batch_size} = ({' + '.join(map(str, sizes))}) samples x {steps}"
+    ranks = f"{layout.world_size} {rank_word(kind, layout.world_size)}"
+    return f"{layout.effective_batch_size} = {count(sizes[0], 'sample')} x {steps} x {ranks}"

@@ -1,0 +1,142 @@
+import pytest
+
+from rigfit.errors import UsageError
+from rigfit.hardware.parse import parse_rig
+from rigfit.hardware.rig import Device
+from rigfit.units import GIB
+
+
+def card(index, name, memory_gib, capability=(7, 5)):
+    return Device(
+        kind="cuda",
+        name=name,
+        index=index,
+        memory_bytes=int(memory_gib * GIB),
+        capability=capability,
+        num_threads=0,
+        source="driver",
+    )
+
+
+TITANS = (card(0, "NVIDIA TITAN RTX", 23.65), card(1, "NVIDIA TITAN RTX", 23.65))
+
+
+def rig(text, *gpus, num_cores=4):
+    return parse_rig(text, gpus=gpus, num_cores=num_cores)
+
+
+@pytest.mark.parametrize("text", [None, "auto"])
+def test_auto_is_every_gpu_here_or_one_cpu_rank(text):
+    assert rig(text, *TITANS).devices == TITANS
+    alone = rig(text)
+    assert (alone.kind, alone.world_size, alone.is_here) == ("cpu", 1, True)
+
+
+@pytest.mark.parametrize(("text", "num_ranks", "num_threads"), [("cpu", 1, 4), ("cpu:2", 2, 2), ("CPU:4", 4, 1)])
+def test_cpu_ranks_share_the_cores(text, num_ranks, num_threads):
+    found = rig(text, *TITANS)
+    assert [device.num_threads for device in found.devices] == [num_threads] * num_ranks
+    assert found.is_here
+
+
+@pytest.mark.parametrize(
+    ("text", "indexes"),
+    [
+        ("0", [0]),
+        ("1", [1]),
+        ("0,1", [0, 1]),
+        ("1, 0", [1, 0]),
+        ("cuda:1", [1]),
+        ("cuda:0,1", [0, 1]),
+        ("cuda", [0, 1]),
+    ],
+)
+def test_digits_are_indexes_of_visible_gpus(text, indexes):
+    found = rig(text, *TITANS)
+    assert [device.index for device in found.devices] == indexes
+    assert found.is_here
+
+
+@pytest.mark.parametrize(
+    "text", ["2x titan-rtx", "2x-titan-rtx", "2xTITAN RTX", "titan-rtx,titan-rtx", "1x titan-rtx, titan-rtx"]
+)
+def test_named_cards_come_from_the_catalogue_when_they_are_not_here(text):
+    found = rig(text)
+    assert not found.is_here
+    assert [device.index for device in found.devices] == [0, 1]
+    assert {(device.name, device.memory_bytes, device.source) for device in found.devices} == {
+        ("NVIDIA TITAN RTX", 24 * GIB, "catalogue")
+    }
+
+
+def test_named_cards_that_are_here_are_the_real_ones():
+    assert rig("2x titan-rtx", *TITANS).devices == TITANS
+    assert rig("titan-rtx", *TITANS).devices == TITANS[:1]
+    assert rig("2x titan-rtx", *TITANS).is_here
+
+
+def test_more_cards_than_are_here_is_another_machine():
+    found = rig("4x titan-rtx", *TITANS)
+    assert (found.is_here, found.world_size) == (False, 4)
+    assert {device.source for device in found.devices} == {"catalogue"}
+
+
+def test_a_card_of_the_same_name_with_half_the_memory_is_another_card():
+    small = card(0, "NVIDIA GeForce RTX 4060 Ti", 7.99, (8, 9))
+    assert not rig("4060-ti-16gb", small).is_here
+    assert rig("NVIDIA GeForce RTX 4060 Ti", small).is_here
+
+
+def test_a_card_here_that_the_catalogue_lacks_can_be_named():
+    odd = card(0, "NVIDIA Something New", 20)
+    assert rig("something-new", odd).devices == (odd,)
+
+
+def test_digits_that_name_no_index_here_name_cards():
+    found = rig("4090,3060", *TITANS)
+    assert [device.name for device in found.devices] == ["NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 3060"]
+    assert [device.capability for device in found.devices] == [(8, 9), (8, 6)]
+    assert not found.is_here
+
+
+@pytest.mark.parametrize("text", ["8x a100-80gb", "8xA100-80GB"])
+def test_a_count_and_a_name_with_digits_are_told_apart(text):
+    found = rig(text)
+    assert found.world_size == 8
+    assert found.smallest_memory == 80 * GIB
+
+
+@pytest.mark.parametrize("text", ["0,1", "cuda:0", "cuda", "3"])
+def test_no_gpu_is_answered_with_a_rig_that_works(text):
+    with pytest.raises(UsageError, match=r"there is no GPU on this machine") as caught:
+        rig(text)
+    assert caught.value.exit_code == 2
+    assert "--rig cpu:2" in caught.value.remedy
+    assert rig("cpu:2").world_size == 2
+    assert rig("2x-titan-rtx").world_size == 2
+
+
+def test_an_absent_index_is_answered_with_those_there_are():
+    with pytest.raises(UsageError, match=r"There is no GPU 5 here; there are 0,1\.\nUse --rig 0,1"):
+        rig("0,5", *TITANS)
+    assert rig("0,1", *TITANS).world_size == 2
+
+
+def test_more_cpu_ranks_than_cores_is_answered_with_a_number_that_works():
+    with pytest.raises(UsageError, match=r"8 CPU ranks need 8 cores; this machine grants 4\.\nUse --rig cpu:4"):
+        rig("cpu:8")
+    assert rig("cpu:4").world_size == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["cpu:0", "cpux", "cpu:", "0,0", "0x titan-rtx", "titan-rtx,", "", "cuda:x", "99999x t4"]
+)
+def test_what_is_no_rig_is_a_usage_error_with_a_remedy(text):
+    with pytest.raises(UsageError) as caught:
+        rig(text, *TITANS)
+    assert caught.value.remedy
+
+
+def test_an_unknown_card_is_answered_with_the_nearest_name():
+    with pytest.raises(UsageError, match=r"titan-rtz.*\n.*titan-rtx"):
+        rig("2x titan-rtz")

@@ -1,0 +1,105 @@
+"""Contract 5: a resumed run is the run that was never stopped. Real processes, gloo, the whole path of `train`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+import rigfit
+
+TOY = str(Path(__file__).parents[1] / "toy_task.py")
+
+
+def train_toy(out: Path, name: str, rig: str, **overrides: Any) -> rigfit.Run:
+    settings = {"max_steps": 8, "epochs": 10, "save_every_steps": 4, "keep_checkpoints": 9, "log_every_steps": 3}
+    return rigfit.train(TOY, rig=rig, out=str(out), name=name, quiet=True, **{**settings, **overrides})
+
+
+def steps_of(run: rigfit.Run) -> list[dict[str, Any]]:
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == "train"]
+
+
+def rewind(run: rigfit.Run, to: Path, step: int) -> rigfit.Run:
+    """Return a copy of `run` as it was right after the checkpoint of `step`."""
+    shutil.copytree(run.folder, to)
+    for folder in (to / "checkpoints").iterdir():
+        if folder.is_dir() and int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
+    (to / "checkpoints" / "last").write_text(f"step-{step:08d}")
+    (to / "checkpoints" / "best").unlink()
+    copy = rigfit.Run.open(to)
+    copy.set_status("interrupted", step=step, total_steps=8, message="")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> rigfit.Run:
+    """Eight steps on two ranks, with dropout, augmentation and a weight average."""
+    return train_toy(tmp_path_factory.mktemp("runs"), "straight", "cpu:2", dropout=0.2, ema_decay=0.9)
+
+
+def test_resuming_on_the_same_ranks_gives_the_same_bits(straight: rigfit.Run, tmp_path: Path) -> None:
+    resumed = rigfit.resume(rewind(straight, tmp_path / "again", 4), quiet=True)
+    for file in ("model.safetensors", "optimizer.safetensors", "average.safetensors"):
+        ours = load_file(resumed.checkpoints / "step-00000008" / file)
+        theirs = load_file(straight.checkpoints / "step-00000008" / file)
+        assert ours.keys() == theirs.keys()
+        assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
+    keep = ("step", "samples_seen", "loss", "lr", "grad_norm", "sample_hash")
+    assert [[r[k] for k in keep] for r in steps_of(resumed)] == [[r[k] for k in keep] for r in steps_of(straight)]
+    assert resumed.status.state == "finished"
+
+
+def test_two_then_one_then_two_ranks_keep_order_and_loss(tmp_path: Path) -> None:
+    straight = train_toy(tmp_path, "straight", "cpu:2", save_every_steps=3, max_steps=9)
+    on_one = rigfit.resume(rewind(straight, tmp_path / "mixed", 3), rig="cpu:1", quiet=True)
+    back = rigfit.resume(rewind(on_one, tmp_path / "mixed-again", 6), rig="cpu:2", quiet=True)
+    assert back.plan.stages[0].layout.effective_batch_size == straight.plan.stages[0].layout.effective_batch_size
+    for ours, theirs in zip(steps_of(back), steps_of(straight), strict=True):
+        assert ours["sample_hash"] == theirs["sample_hash"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+def test_a_finished_run_is_not_resumed(straight: rigfit.Run) -> None:
+    with pytest.raises(rigfit.RunError, match="is finished"):
+        rigfit.resume(straight)
+
+
+def test_an_existing_run_folder_is_not_trained_over(straight: rigfit.Run) -> None:
+    before = (straight.folder / "plan.json").read_bytes()
+    with pytest.raises(rigfit.RunError, match="finished"):
+        train_toy(straight.folder.parents[1], "straight", "cpu:1")
+    assert (straight.folder / "plan.json").read_bytes() == before
+
+
+def test_two_stages_run_in_one_run_and_unfreeze(tmp_path: Path) -> None:
+    """Stage 1 trains the last layer only; its moments go on into stage 2, where the first layer joins."""
+    stages = [{"frozen_first": True, "max_steps": 4}, {"frozen_first": False, "max_steps": 4}]
+    run = train_toy(tmp_path, "staged", "cpu:2", stages=stages)
+    first = load_file(run.checkpoints / "step-00000004" / "model.safetensors")
+    second = load_file(run.checkpoints / "step-00000008" / "model.safetensors")
+    moments = load_file(run.checkpoints / "step-00000008" / "optimizer.safetensors")
+    assert not bool((first["first.weight"] == second["first.weight"]).all())
+    assert int(moments["last.weight.step"]) == 8
+    assert int(moments["first.weight.step"]) == 4
+    assert "first.weight.step" not in load_file(run.checkpoints / "step-00000004" / "optimizer.safetensors")
+
+
+def test_fully_shard_saves_what_one_rank_resumes(tmp_path: Path) -> None:
+    straight = train_toy(tmp_path, "sharded", "cpu:2", strategy="fully_shard")
+    on_one = rigfit.resume(rewind(straight, tmp_path / "one", 4), rig="cpu:1", quiet=True)
+    for ours, theirs in zip(steps_of(on_one), steps_of(straight), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+def test_a_crash_in_a_rank_is_told_with_its_last_lines(tmp_path: Path) -> None:
+    with pytest.raises(rigfit.RunError, match="asked to fail here") as caught:
+        train_toy(tmp_path, "crash", "cpu:2", fail_at=5)
+    assert "rigfit resume" in caught.value.remedy
+    assert rigfit.Run.open(tmp_path / "toy_task" / "crash").status.state == "failed"
