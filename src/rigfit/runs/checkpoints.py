@@ -1,10 +1,10 @@
 """Checkpoints as folders of files: whole or not there, whatever is killed and whenever.
 
-    checkpoints/
-    ├── step-00000100/     files, and manifest.json with their sizes and hashes, written last
-    ├── step-00000200/
-    ├── last, best         text files that hold a folder's name (links need rights on Windows, and get lost in copies)
-    └── .writing-..., .replaced-..., .deleting-...    on their way in or out; `clean_leftovers` puts them right
+checkpoints/
+├── step-00000100/     files, and manifest.json with their sizes and hashes, written last
+├── step-00000200/
+├── last, best         text files that hold a folder's name (links need rights on Windows, and get lost in copies)
+└── .writing-..., .replaced-..., .deleting-...    on their way in or out; `clean_leftovers` puts them right
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def publish(temporary: Path, name: str) -> Path:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints, never what `last` or `best` name, nothing until the newest verifies.
+    """Delete all but the `keep` newest checkpoints and what `last` and `best` name; nothing unless the newest verifies.
 
     Folders that are not whole and older than the newest go too: what a crash or a disk fault left.
     """

@@ -48,11 +48,13 @@ def create_folder(parent: Path, name: str | None, *, plan: Plan, given: Mapping[
 
 
 def not_writable(path: Path, error: OSError, afterwards: str) -> RigfitError:
-    """Return the error for a path that the disk or its rights refuse; `afterwards` is what to do once that is mended."""
+    """Return the error for a path that disk or rights refuse; `afterwards` is what to do once that is mended."""
     why = error.strerror or str(error)
     cause = f"{path} cannot be written: {why[:1].lower()}{why[1:]}."
     if error.errno in _DISK_ERRORS:
-        remedy = "Make room on that disk" + (f". {afterwards}" if afterwards else ", or choose another one with out=DIR.")
+        remedy = "Make room on that disk" + (
+            f". {afterwards}" if afterwards else ", or choose another one with out=DIR."
+        )
         return RunError(cause, remedy)
     if afterwards:
         return RunError(cause, f"Make the folder writable. {afterwards}")
@@ -85,4 +87,3 @@ def _fill(folder: Path, plan: Plan, given: Mapping[str, Any]) -> None:
     write_atomic(folder / "config.yaml", "# What was asked; plan.json holds what was decided.\n" + asked)
     write_atomic(folder / "env.json", json.dumps(describe_environment(plan.rig), indent=2) + "\n")
     write_atomic(folder / "plan.json", plan.to_json())  # last: it makes the folder a run
-

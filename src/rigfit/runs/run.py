@@ -92,7 +92,9 @@ class Run:
             return Plan.from_json((self.folder / PLAN).read_text(encoding="utf-8"))
         except (OSError, UsageError, UnicodeDecodeError) as error:
             cause = error.cause if isinstance(error, UsageError) else str(error)
-            remedy = f"Put back {PLAN} (earlier plans are in {self.folder / 'plans'}), or start a new run with `rigfit train`."
+            remedy = (
+                f"Put {PLAN} back (earlier ones are in {self.folder / 'plans'}), or start anew with `rigfit train`."
+            )
             raise RunError(f"The plan of the run {self.folder} cannot be used: {cause}", remedy) from None
 
     @property
@@ -168,7 +170,9 @@ class Run:
     def _taken(self) -> RunError:
         """Return the error for a name that is in use, with the way out that fits."""
         if not (self.folder / PLAN).is_file():
-            return RunError(f"{self.folder} exists and is not a run folder.", "Choose another name=..., or another out=DIR.")
+            return RunError(
+                f"{self.folder} exists and is not a run folder.", "Choose another name=..., or another out=DIR."
+            )
         status, shown = self.status, shlex.quote(str(self._short_path()))
         if status.state == "finished":
             return RunError(
