@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rigfit.errors import TrainingError
-from rigfit.runs.metrics import MetricsLog, TrainRecord
+from rigfit.runs.metrics import MetricsLog
+from rigfit.runs.records import TrainRecord
 from rigfit.training.distributed import World, gather_integers, sum_floats
 
 

@@ -15,7 +15,8 @@ from rigfit.errors import Interrupted, RunError
 from rigfit.planning.plan import Duration, Plan, StagePlan
 from rigfit.planning.schedule import rate_at
 from rigfit.recipes import load_module, load_recipe
-from rigfit.runs.metrics import MetricsLog, ValidationRecord
+from rigfit.runs.metrics import MetricsLog
+from rigfit.runs.records import ValidationRecord
 from rigfit.runs.run import Run
 from rigfit.task import Task
 from rigfit.training import checkpoint, distributed, precision
