@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SUMMARY_GRID = 8
-"""Side of the coarse map through which the latent sees and paints places; the same at every picture size."""
+MAX_LATENT_SIDE = 8
+"""Largest side of the square map as which a latent is arranged: 512 numbers are 8 x 8 places of 8 numbers."""
 
 
 class Block(nn.Module):
@@ -44,10 +44,11 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """Picture -> latent.
 
-    The latent is one Linear of the class token and of a summary of the other tokens: each narrowed to a few channels
-    and averaged onto an 8 x 8 map. Without the summary, where things are is learned slowly: on 128-pixel tiles, after
-    one minute on one thread, held-out PSNR was 17.3 dB with the class token alone, 17.3 dB with the mean of all tokens
-    beside it, and 19.9 dB with the summary (mean image: 16.2 dB).
+    The latent is a small map of the picture: the tokens, averaged onto a map of twice its side, are narrowed two by
+    two to each place's few numbers, and a Linear of the class token adds what the picture says as a whole. All places
+    share one set of weights, so that every patch of every tile teaches all of them. On 525 tiles of 128 pixels, 100
+    steps of 16 reached 21.7 dB held out (mean image: 16.2 dB); a Linear of the class token alone 17.3 dB, a Linear of
+    class token and pooled tokens, with weights of its own for every place, 19.5 dB.
     """
 
     def __init__(
@@ -65,33 +66,33 @@ class Encoder(nn.Module):
         self.grid = grid
         self.patches = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
         # Learned, but starting from sines: the order of places is there at the first step and resamples smoothly.
-        self.position = nn.Parameter(0.5 * sine_positions(grid, width))
+        self.position = nn.Parameter(0.1 * sine_positions(grid, width))
         self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.blocks = nn.ModuleList(Block(width=width, num_heads=num_heads, dropout=dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
-        self.summary = nn.Linear(width, summary_channels(latent_size))
-        self.to_latent = nn.Linear(width + SUMMARY_GRID**2 * summary_channels(latent_size), latent_size)
+        self.latent_side = latent_side(latent_size)
+        self.narrow = nn.Linear(4 * width, latent_size // self.latent_side**2)
+        self.whole = nn.Linear(width, latent_size)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return latents (batch, latent_size) of images (batch, 3, size, size) with values in [0, 1]."""
-        tokens = self.patches(images * 2 - 1).flatten(2).transpose(1, 2) + self.position.flatten(1, 2)
+        tokens = self.patches(4 * images - 2).flatten(2).transpose(1, 2) + self.position.flatten(1, 2)
         tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.norm(tokens)
-        places = self.summary(tokens[:, 1:]).unflatten(1, (self.grid, self.grid))
-        summary = resample_map(places, averaging_weights(SUMMARY_GRID, self.grid, places.device)).flatten(1)
-        latents: Tensor = self.to_latent(torch.cat([tokens[:, 0], summary.to(tokens.dtype)], dim=1))
+        places = tokens[:, 1:].unflatten(1, (self.grid, self.grid))
+        places = resample_map(places, averaging_weights(2 * self.latent_side, self.grid, places.device))
+        latents: Tensor = self.narrow(join_fours(places)).flatten(1) + self.whole(tokens[:, 0])
         return latents
 
 
 class GridDecoder(nn.Module):
     """Latent -> picture, coarse to fine, right at every size.
 
-    One Linear paints an 8 x 8 map, which is interpolated onto the grid of patches, gets positions, passes through
+    The latent's map is widened to twice its side, interpolated onto the grid of patches, gets positions, passes through
     transformer blocks and becomes pixels patch by patch. The output is plain linear: black and white are in reach.
-    Only the table of positions depends on the picture size. In the same minute as above, upsampling convolutions
-    reached 16.6 dB in its place: a step takes them three times as long.
+    Only the table of positions depends on the picture size.
     """
 
     def __init__(
@@ -108,18 +109,18 @@ class GridDecoder(nn.Module):
         super().__init__()
         self.grid = grid
         self.patch_size = patch_size
-        self.from_latent = nn.Linear(latent_size, SUMMARY_GRID**2 * summary_channels(latent_size))
-        self.lift = nn.Linear(summary_channels(latent_size), width)
-        self.position = nn.Parameter(0.5 * sine_positions(grid, width))
+        self.latent_side = latent_side(latent_size)
+        self.widen = nn.Linear(latent_size // self.latent_side**2, 4 * width)
+        self.position = nn.Parameter(0.1 * sine_positions(grid, width))
         self.blocks = nn.ModuleList(Block(width=width, num_heads=num_heads, dropout=dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
         self.to_pixels = nn.Linear(width, 3 * patch_size**2)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return pictures (batch, 3, size, size) of latents (batch, latent_size), not limited to [0, 1]."""
-        coarse = self.from_latent(latents).unflatten(1, (SUMMARY_GRID, SUMMARY_GRID, -1))
-        spread = resample_map(coarse, interpolation_weights(self.grid, SUMMARY_GRID, coarse.device))
-        tokens = (self.lift(spread) + self.position).flatten(1, 2)
+        places = split_fours(self.widen(latents.view(len(latents), self.latent_side, self.latent_side, -1)))
+        places = resample_map(places, interpolation_weights(self.grid, 2 * self.latent_side, places.device))
+        tokens = (places + self.position).flatten(1, 2)
         for block in self.blocks:
             tokens = block(tokens)
         return fold_patches(self.to_pixels(self.norm(tokens)), grid=self.grid, patch_size=self.patch_size)
@@ -159,9 +160,23 @@ def fold_patches(patches: Tensor, *, grid: int, patch_size: int) -> Tensor:
     return split.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), 3, size, size)
 
 
-def summary_channels(latent_size: int) -> int:
-    """Return the channels of the coarse map: enough that the latent, not the map, is the bottleneck."""
-    return max(8, latent_size // 8)
+def latent_side(latent_size: int) -> int:
+    """Return the largest side, at most 8, of a square map that `latent_size` numbers fill evenly; 1 is a vector."""
+    return max(side for side in range(1, MAX_LATENT_SIDE + 1) if latent_size % side**2 == 0)
+
+
+def join_fours(places: Tensor) -> Tensor:
+    """Return (batch, n, n, 4 * channels) from (batch, 2n, 2n, channels): every two by two places become one."""
+    batch, side, _, channels = places.shape
+    split = places.reshape(batch, side // 2, 2, side // 2, 2, channels)
+    return split.transpose(2, 3).reshape(batch, side // 2, side // 2, 4 * channels)
+
+
+def split_fours(places: Tensor) -> Tensor:
+    """Return (batch, 2n, 2n, channels) from (batch, n, n, 4 * channels): what `join_fours` undoes."""
+    batch, side, _, channels = places.shape
+    split = places.reshape(batch, side, side, 2, 2, channels // 4)
+    return split.transpose(2, 3).reshape(batch, 2 * side, 2 * side, channels // 4)
 
 
 def sine_positions(grid: int, width: int) -> Tensor:
@@ -210,15 +225,32 @@ def interpolation_weights(num_out: int, num_in: int, device: torch.device) -> Te
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw the weights of every Linear below `module`: normal, deviation 0.02, cut at two units; biases zero.
+    """Draw weights: Linear normal with deviation 0.02, cut at two units (ViT); biases zero.
 
-    After one minute on one thread, tiles of 128 pixels: 19.9 dB held out, against 19.5 with torch's default and 18.2
-    with Glorot uniform.
+    Where pixels enter and where the latent's few numbers are widened, the deviation is 1/sqrt(inputs) instead: fainter,
+    the detail of a patch drowns in its mean and its position, and training rests for long at flat patches.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)
             nn.init.zeros_(part.bias)
+        if isinstance(part, nn.Conv2d):
+            nn.init.normal_(part.weight, std=part.weight[0].numel() ** -0.5)
+            nn.init.zeros_(part.bias)  # type: ignore[arg-type]
+    for part in module.modules():
+        # The same weights for all of a place's four: a grid coarser than the latent's doubled map, which shows them
+        # only together, then trains them alike, and a larger picture finds them in order.
+        if isinstance(part, Encoder):
+            _repeat_fourfold(part.narrow.weight, dim=1)
+        if isinstance(part, GridDecoder):
+            nn.init.normal_(part.widen.weight, std=part.widen.in_features**-0.5)
+            _repeat_fourfold(part.widen.weight, dim=0)
+            nn.init.constant_(part.to_pixels.bias, 0.5)  # start from grey, the middle of [0, 1]
+
+
+@torch.no_grad()
+def _repeat_fourfold(weight: Tensor, *, dim: int) -> None:
+    weight.copy_(torch.cat([weight.chunk(4, dim=dim)[0]] * 4, dim=dim))
 
 
 def shared_heads(width: int, num_heads: int) -> int:

@@ -66,8 +66,6 @@ class AutoencoderTask(Task):
         )
         self.decoder = _build_decoder(config, grid)
         initialise(self)
-        if config.decoder == "grid":
-            nn.init.constant_(self.decoder.to_pixels.bias, 0.5)  # start from grey, the middle of [0, 1]
 
     def count_items(self, batch: Batch) -> int:
         """Return the number of values in the pictures: batch x 3 x height x width."""
