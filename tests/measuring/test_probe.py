@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from rigfit.errors import DataError, DoesNotFitError, TrainingError, UsageError
 from rigfit.hardware.rig import Device, Rig
+from rigfit.measuring.answer import count_saved
 from rigfit.measuring.probe import draw_lines, estimate_on_cpu, probe
-from rigfit.measuring.question import Cost
+from rigfit.measuring.question import Cost, Question
 from rigfit.planning.plan import Profile, Source
 from rigfit.recipes import load_recipe
 from rigfit.units import GIB, MIB
@@ -70,7 +71,7 @@ def test_large_activations_show_in_the_slope(folder):
 
 
 def test_out_of_memory_halves_the_larger_size_until_it_fits(folder):
-    profile = measure(folder, share=8, memory_ends_above=2)
+    profile = measure(folder, share=4, memory_ends_above=2)
     assert (profile.smallest_measured, profile.largest_measured) == (1, 2)
 
 
@@ -93,8 +94,8 @@ def test_no_samples_is_an_error_of_the_data(folder):
 def test_sizes_that_the_workload_refuses_are_not_measured(folder):
     with pytest.raises(UsageError, match="No micro-batch up to 1 can be trained: two samples are needed"):
         measure(folder, share=1, refuses_one=True)
-    profile = estimate(folder, refuses_one=True)
-    assert (profile.smallest_measured, profile.largest_measured) == (2, 3)
+    profile = measure(folder, share=2, refuses_one=True)
+    assert (profile.smallest_measured, profile.largest_measured) == (2, 2)
 
 
 def test_an_estimate_counts_what_can_be_counted_by_hand(folder):
@@ -105,10 +106,26 @@ def test_an_estimate_counts_what_can_be_counted_by_hand(folder):
     assert profile.samples_per_second(1) == 0.0
 
 
-def test_without_data_the_tasks_own_example_serves_and_buckets_and_average_add_four_bytes_per_parameter_each():
-    profile = estimate(None, world_size=2, ema_decay=0.9)
-    assert profile.bytes_per_sample == SAVED_PER_SAMPLE
-    assert profile.fixed_bytes == (16 + 4 + 4) * NUM_PARAMETERS
+def counted(micro_batch_size: int, *, world_size: int = 1, **config) -> int:
+    """Count in this process what `estimate` counts in another: without data, from the task's own example."""
+    recipe = load_recipe(str(TOY))
+    question = Question.of(
+        "saved",
+        recipe.name,
+        recipe.config(**config),
+        None,
+        CPU,
+        micro_batch_size=micro_batch_size,
+        precision="fp32",
+        allow_tf32=False,
+        world_size=world_size,
+    )
+    return count_saved(question)["peak_bytes"]
+
+
+def test_buckets_and_a_weight_average_add_four_bytes_per_parameter_each():
+    expected = (16 + 4 + 4) * NUM_PARAMETERS + 3 * SAVED_PER_SAMPLE
+    assert counted(3, world_size=2, ema_decay=0.9) == expected
 
 
 def test_without_data_or_example_the_micro_batch_is_asked_for(tmp_path):
@@ -121,10 +138,10 @@ def test_without_data_or_example_the_micro_batch_is_asked_for(tmp_path):
     assert "micro_batch_size=8" in caught.value.remedy
 
 
-def test_recomputed_blocks_count_once_more_while_backward_needs_them(folder):
+def test_recomputed_blocks_count_once_more_while_backward_needs_them():
     # Kept: input, the block's result (input of the head) and what is squared; recomputed: the block's result.
-    profile = estimate(folder, activation_checkpointing=True)
-    assert profile.bytes_per_sample == SAVED_PER_SAMPLE + 4 * 32
+    expected = 16 * NUM_PARAMETERS + 3 * (SAVED_PER_SAMPLE + 4 * 32)
+    assert counted(3, activation_checkpointing=True) == expected
 
 
 @given(costs, costs)
