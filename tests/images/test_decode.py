@@ -127,6 +127,14 @@ def test_black_and_white_and_cmyk_come_out_in_the_right_direction(tmp_path: Path
     assert blue > 245
 
 
+def test_a_photograph_with_a_second_picture_inside_shows_the_first(tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (8, 8), (200, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 200))
+    first.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[second])
+    red, _, blue = read_image(tmp_path / "phone.jpg").rgb[4, 4]
+    assert red > 190
+    assert blue < 10
+
+
 def test_a_single_pixel_is_a_picture(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "Ж 漢.PNG")
     assert read_image(tmp_path / "Ж 漢.PNG").rgb.tolist() == [[[1, 2, 3]]]
