@@ -115,7 +115,7 @@ def _size_of_rows(rows: Sequence[Row], title: str) -> tuple[int, int]:
 
 def _shown_side(pixels: Pixels) -> int:
     """Return the side at which a picture is shown: small ones enlarged by a whole factor, large ones reduced."""
-    side = max(pixels.shape[:2])
+    side = int(max(pixels.shape[:2]))
     return side * -(-_SMALLEST // side) if side < _SMALLEST else min(side, _LARGEST)
 
 

@@ -26,6 +26,7 @@ from rigfit.workload import Samples
 Split = Literal["validation", "train", "all"]
 Latents = NDArray[np.float32]
 """Latents as float32 (num_tiles, latent_size)."""
+Method = Literal["gaussian", "uniform", "real", "interpolate"]
 
 _PASS_SIZE = 32
 _PATIENCE = 2.0  # seconds after which waiting deserves a progress bar
@@ -165,6 +166,22 @@ def nearest(latents: Latents, query: NDArray[np.floating], count: int) -> list[t
     likeness = spread @ wanted / np.maximum(lengths, 1e-12)
     order = np.argsort(-likeness, kind="stable")[:count]
     return [(int(index), float(likeness[index])) for index in order]
+
+
+def draw_latents(found: Latents, *, method: Method, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return `count` latents drawn by `method` (see `generate`) from the real ones, `found` (N, size)."""
+    if method == "gaussian":
+        from sklearn.covariance import LedoitWolf
+
+        fitted = LedoitWolf().fit(found.astype(np.float64))
+        return np.asarray(rng.multivariate_normal(fitted.location_, fitted.covariance_, size=count, method="cholesky"))
+    if method == "uniform":
+        low, high = found.min(axis=0).astype(np.float64), found.max(axis=0).astype(np.float64)
+        return rng.uniform(low, high, size=(count, found.shape[1]))
+    one, other = rng.integers(len(found), size=(2, count))
+    shares = rng.uniform(size=(count, 1)) if method == "interpolate" else np.zeros((count, 1))
+    between: NDArray[np.float64] = (1 - shares) * found[one] + shares * found[other]
+    return between
 
 
 def to_pixels(picture: Tensor) -> Pixels:

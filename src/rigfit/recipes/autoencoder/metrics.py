@@ -36,8 +36,9 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     """Return the structural similarity of each picture, shape (batch,), averaged over colours and whole windows.
 
     Pictures are (batch, channels, height, width), at least 11 pixels a side, with values in [0, 1]; the prediction is
-    limited to that range. Written with shifted sums, not convolutions: variances are small differences of
-    large means, which TF32 and autocast convolutions get wrong, and separable sums are quicker than 11 x 11 kernels.
+    limited to that range. Agrees with skimage (`gaussian_weights=True, sigma=1.5, use_sample_covariance=False`);
+    torchmetrics averages mirrored borders too. Written with shifted sums, not convolutions: variances are small
+    differences of large means, which TF32 and autocast convolutions get wrong.
     """
     x, y = prediction.to(target.dtype).clamp(0, 1), target
     stacked = _blur(torch.stack([x, y, x * x, y * y, x * y]))

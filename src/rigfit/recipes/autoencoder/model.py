@@ -29,7 +29,8 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return tokens of the same shape, (batch, num_tokens, width)."""
         tokens = tokens + self.dropout(self.project(self._attend(self.norm_attention(tokens))))
-        return tokens + self.dropout(self.narrow(F.gelu(self.widen(self.norm_mlp(tokens)))))
+        changed: Tensor = tokens + self.dropout(self.narrow(F.gelu(self.widen(self.norm_mlp(tokens)))))
+        return changed
 
     def _attend(self, tokens: Tensor) -> Tensor:
         batch, num_tokens, width = tokens.shape
@@ -145,7 +146,7 @@ class OriginalDecoder(nn.Module):
         size = self.grid * self.patch_size
         values = F.gelu(self.to_pixels(self.hidden(latents).unflatten(1, (-1, 32))))
         values = values.view(len(latents), self.grid, self.patch_size, self.grid, self.patch_size, 3)
-        return values.reshape(len(latents), size, size, 3).permute(0, 3, 1, 2).sigmoid()
+        return values.transpose(2, 3).reshape(len(latents), size, size, 3).permute(0, 3, 1, 2).sigmoid()
 
 
 def fold_patches(patches: Tensor, *, grid: int, patch_size: int) -> Tensor:

@@ -6,7 +6,6 @@ import csv
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,9 +17,11 @@ from rigfit.errors import RunError, UsageError
 from rigfit.recipes.autoencoder.gallery import Panel, Row, draw_rows, draw_scatter, wrap, write_gif
 from rigfit.recipes.autoencoder.latents import (
     Latents,
+    Method,
     Split,
     Tiles,
     autoencoder,
+    draw_latents,
     encode_all,
     nearest,
     paint,
@@ -76,8 +77,8 @@ def latents(trained: Trained, *, out: Path, split: Split = "all") -> str:
         writer.writerow(["index", "path", "split"])
         writer.writerows([index, tiles[index].path, tiles[index].split] for index in range(len(tiles)))
     return (
-        f"{len(found)} latents of {found.shape[1]} numbers: mean {found.mean():.4f}, standard deviation {found.std():.4f}, "
-        f"smallest {found.min():.4f}, largest {found.max():.4f}\n"
+        f"{len(found)} latents of {found.shape[1]} numbers: mean {found.mean():.4f}, "
+        f"standard deviation {found.std():.4f}, smallest {found.min():.4f}, largest {found.max():.4f}\n"
         f"{folder / 'latents.safetensors'}: `latents`, float32, one row per tile\n"
         f"{folder / 'latents.csv'}: index, path and split of every row"
     )
@@ -171,11 +172,9 @@ def interpolate(trained: Trained, *, out: Path, first: str, last: str, num_steps
     distance = float(np.linalg.norm(ends[1] - ends[0]))
     return (
         f"{num_steps} steps from {start_name} to {end_name}, latents {distance:.3f} apart\n"
-        f"{folder / 'interpolate.gif'}: there and back, 0.1 s a step\n{folder / 'interpolate.png'}: the steps side by side"
+        f"{folder / 'interpolate.gif'}: there and back, 0.1 s a step\n"
+        f"{folder / 'interpolate.png'}: the steps side by side"
     )
-
-
-Method = Literal["gaussian", "uniform", "real", "interpolate"]
 
 
 def generate(trained: Trained, *, out: Path, method: Method = "gaussian", num_samples: int = 12, seed: int = 0) -> str:
@@ -211,21 +210,6 @@ def generate(trained: Trained, *, out: Path, method: Method = "gaussian", num_sa
 
 
 VERBS: tuple[Callable[..., str], ...] = (reconstruct, latents, similar, cluster, interpolate, generate)
-
-
-def draw_latents(found: Latents, *, method: Method, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return `count` latents drawn by `method` (see `generate`) from what the real ones `found` (N, size) show."""
-    if method == "gaussian":
-        from sklearn.covariance import LedoitWolf
-
-        fitted = LedoitWolf().fit(found.astype(np.float64))
-        return rng.multivariate_normal(fitted.location_, fitted.covariance_, size=count, method="cholesky")
-    if method == "uniform":
-        low, high = found.min(axis=0).astype(np.float64), found.max(axis=0).astype(np.float64)
-        return rng.uniform(low, high, size=(count, found.shape[1]))
-    one, other = rng.integers(len(found), size=(2, count))
-    shares = rng.uniform(size=(count, 1)) if method == "interpolate" else np.zeros((count, 1))
-    return (1 - shares) * found[one] + shares * found[other]
 
 
 @torch.no_grad()
