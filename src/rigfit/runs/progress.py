@@ -77,11 +77,11 @@ class ProgressView:
 
 
 def _bar(console: Console) -> Progress:
-    """Return a bar that gives way to the numbers where the terminal is narrow."""
+    """Return a bar that gives way to the numbers where the terminal is narrow; below that the numbers wrap."""
     return Progress(
         BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
         TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[numbers]}", markup=False, table_column=Column()),
         TextColumn("{task.fields[left]}", markup=False, table_column=Column(no_wrap=True)),
         console=console,
         expand=True,
