@@ -28,7 +28,7 @@ from rigfit.planning.make import make_plan, move_to, with_data
 from rigfit.planning.plan import BatchLayout, Plan, Profile
 from rigfit.planning.precision import choose_precision
 from rigfit.recipes import load_module, load_recipe
-from rigfit.runs.progress import step_bar
+from rigfit.runs.step_bar import step_bar
 from rigfit.runs.run import Run
 from rigfit.training import distributed, worker
 from rigfit.training.distributed import World

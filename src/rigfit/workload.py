@@ -71,7 +71,7 @@ class WorkloadConfig(BaseModel):
 
     eval_every_steps: int | None = Field(None, ge=1, description="optimizer steps between evaluations; once an epoch when absent")
     save_every_steps: int | None = Field(None, ge=1, description="optimizer steps between checkpoints; as evaluations when absent")
-    log_every_steps: int = Field(10, ge=1, description="steps between flushes of the log; every step is logged")
+    log_every_steps: int = Field(10, ge=1, description="most steps between flushes of the log, which also happen every second; every step is logged")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept, besides the best")
     early_stopping_patience: int | None = Field(None, ge=1, description="evaluations without improvement before stopping")
 

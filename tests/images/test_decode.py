@@ -155,7 +155,9 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
 @settings(max_examples=25, deadline=None)
 @given(share=st.floats(0, 0.97))
-def test_half_a_file_is_never_taken_for_a_picture(tmp_path_factory: pytest.TempPathFactory, kind: str, share: float) -> None:
+def test_half_a_file_is_never_taken_for_a_picture(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, share: float
+) -> None:
     if kind == "TIFF":
         pytest.importorskip("rasterio")
     folder = tmp_path_factory.mktemp("half")

@@ -67,7 +67,9 @@ def test_nodata_is_transparent(tmp_path: Path) -> None:
 
 def test_a_palette_is_looked_up(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
-    with rasterio.open(path, "w", driver="GTiff", count=1, height=1, width=2, dtype="uint8", photometric="palette") as out:
+    with rasterio.open(
+        path, "w", driver="GTiff", count=1, height=1, width=2, dtype="uint8", photometric="palette"
+    ) as out:
         out.write(np.array([[[0, 1]]], np.uint8))
         out.write_colormap(1, {0: (10, 20, 30, 255), 1: (40, 50, 60, 255)})
     assert read_image(path).rgb.tolist() == [[[10, 20, 30], [40, 50, 60]]]

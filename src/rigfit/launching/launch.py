@@ -25,8 +25,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from rigfit import errors
 from rigfit.errors import Interrupted, RigfitError, RunError
 from rigfit.hardware.rig import Rig
-from rigfit.runs.progress import ProgressView, follow
-from rigfit.runs.run import Run
+from rigfit.runs.follow import follow
+from rigfit.runs.progress import ProgressView
+from rigfit.runs.run import Run, State
 
 _SAVE_SECONDS = 300  # how long ranks may take to finish their step and save once they are asked to stop
 _LOG_LINES_SHOWN = 15
@@ -55,7 +56,7 @@ def launch(run: Run, *, is_quiet: bool = False) -> None:
         )
     else:
         return
-    state = "interrupted" if isinstance(error, Interrupted) else "failed"
+    state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
     run.set_status(state, step=run.status.step, total_steps=plan.total_steps, message=error.cause)
     raise error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rigfit.runs.records import Record, number
 from rigfit.units import GIB, format_seconds
 
@@ -16,25 +18,24 @@ def train_line(record: Record, *, total_steps: int, seconds_left: float | None) 
 
 
 def describe_numbers(record: Record) -> str:
-    """Return loss, speed over all ranks and peak memory per rank: `loss 0.0213  64.2 samples/s  3.1 3.2 GiB`."""
-    loss, speed = number(record, "loss"), number(record, "samples_per_second")
-    parts = [
-        f"loss {format_number(loss)}",
-        f"{format_number(speed)} samples/s",
-        format_peaks(record["peak_memory_bytes"]),
-    ]
-    return "  ".join(part for part in parts if part)
+    """Return loss, speed over all ranks and peak memory per rank: `loss 0.0213  64.2 samples/s  peak 3.1 3.2 GiB`."""
+    speed = number(record, "samples_per_second")
+    shown_speed = "?" if speed is None else f"{speed:.1f}" if speed < 100 else f"{speed:.0f}"
+    parts = [f"loss {format_number(number(record, 'loss'))}", f"{shown_speed} samples/s"]
+    return "  ".join([*parts, *format_peaks(record["peak_memory_bytes"])])
 
 
-def format_peaks(peaks: list[int]) -> str:
-    """Return peak memory per rank; lowest to highest where the ranks are many."""
+def format_peaks(peaks: Sequence[int]) -> list[str]:
+    """Return `peak 3.1 3.2 GiB`, one number per rank; lowest to highest where ranks are many."""
     if not peaks:
-        return ""
-    shown = [f"{peak / GIB:.2f}" if peak < GIB else f"{peak / GIB:.1f}" for peak in peaks]
+        return []
     if len(peaks) > _RANKS_SHOWN:
-        low, high = (shown[peaks.index(choose(peaks))] for choose in (min, max))
-        return f"{low} to {high} GiB on {len(peaks)} ranks"
-    return f"{' '.join(shown)} GiB"
+        return [f"peak {_in_gib(min(peaks))} to {_in_gib(max(peaks))} GiB on {len(peaks)} ranks"]
+    return [f"peak {' '.join(map(_in_gib, peaks))} GiB"]
+
+
+def _in_gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f}" if num_bytes < GIB else f"{num_bytes / GIB:.1f}"
 
 
 def validation_line(record: Record) -> str:
@@ -52,5 +53,7 @@ def event_line(record: Record) -> str:
 
 
 def format_number(value: float | None) -> str:
-    """Return a number with four digits that count: `0.02134`, `21.35`, `1.2e-05`; `?` where there is none."""
-    return "?" if value is None else f"{value:.4g}"
+    """Return a number with four digits that count: `0.02134`, `21.35`, `1.2e-05`, `12345`; `?` where there is none."""
+    if value is None:
+        return "?"
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"

@@ -47,8 +47,10 @@ def chosen_checkpoint(run: Run, which: str) -> Saved:
     Raises:
         RunError: There is none, or it is not whole.
     """
-    if which in ("best", "last"):
-        found = checkpoints.pointed(run.checkpoints, which) or checkpoints.pointed(run.checkpoints, "last")
+    if which == "best":
+        found = checkpoints.pointed(run.checkpoints, "best") or checkpoints.pointed(run.checkpoints, "last")
+    elif which == "last":
+        found = checkpoints.pointed(run.checkpoints, "last")
     else:
         found = Path(which)
     if found is None:

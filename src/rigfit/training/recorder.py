@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from rigfit.errors import TrainingError
-from rigfit.runs.metrics import MetricsLog, TrainRecord
+from rigfit.runs.metrics import MetricsLog
+from rigfit.runs.records import TrainRecord
 from rigfit.training.distributed import World, gather_integers, sum_floats
+
+_SECONDS_BETWEEN_FLUSHES = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,7 @@ class Recorder:
 
     world: World
     log: MetricsLog | None
-    flush_every: int
+    most_pending: int
     is_fp16: bool
     pending: list[Pending] = field(default_factory=list)
     waited: float = 0.0
@@ -47,10 +50,16 @@ class Recorder:
         """Leave what happened since the last flush (an evaluation, a save) out of the speed."""
         self.began, self.waited = time.perf_counter(), 0.0
 
+    def is_due(self) -> int:
+        """Return 1 where the first rank finds it time to flush, once a second or when enough steps have gathered.
+
+        Flushing sums over ranks, so all of them must do it after the same step: they agree on the sum of these.
+        """
+        is_late = time.perf_counter() - self.began >= _SECONDS_BETWEEN_FLUSHES
+        return int(self.world.is_first and (is_late or len(self.pending) + 1 >= self.most_pending))
+
     def add(self, step: Pending) -> None:
         self.pending.append(step)
-        if len(self.pending) >= self.flush_every:
-            self.flush()
 
     def flush(self) -> None:
         """Sum the losses over ranks, check that they are numbers, write all pending steps.

@@ -15,7 +15,8 @@ from rigfit.errors import Interrupted, RunError
 from rigfit.planning.plan import Duration, Plan, StagePlan
 from rigfit.planning.schedule import rate_at
 from rigfit.recipes import load_module, load_recipe
-from rigfit.runs.metrics import MetricsLog, ValidationRecord
+from rigfit.runs.metrics import MetricsLog
+from rigfit.runs.records import ValidationRecord
 from rigfit.runs.run import Run
 from rigfit.task import Task
 from rigfit.training import checkpoint, distributed, precision
@@ -85,7 +86,7 @@ class Stage:
         average = WeightAverage(task, config.ema_decay) if config.ema_decay else None
         before.give_rest(task, scaler, average)
         recorder = Recorder(
-            world=world, log=log, flush_every=config.log_every_steps, is_fp16=stage.precision == "fp16"
+            world=world, log=log, most_pending=config.log_every_steps, is_fp16=stage.precision == "fp16"
         )
         built = Stage(
             run=run,
@@ -126,8 +127,8 @@ class Stage:
             counted = count_items(self.task, micro_batches)
             num_samples = sum(micro.num_samples for micro in micro_batches)
             prints = sum(micro.fingerprint for micro in micro_batches)
-            num_items, num_samples, prints, *stops = distributed.sum_integers(
-                self.world, [counted, num_samples, prints, *self.stop.as_counts()]
+            num_items, num_samples, prints, is_due, *stops = distributed.sum_integers(
+                self.world, [counted, num_samples, prints, self.recorder.is_due(), *self.stop.as_counts()]
             )
             rate = self.rate_after(num_samples)
             set_rate(self.optimizer, rate)
@@ -139,6 +140,8 @@ class Stage:
                 self.average.update(self.task)
             self.advance(num_samples)
             self.recorder.add(self.pending(num_samples, rate, share, norm, prints))
+            if is_due:
+                self.recorder.flush()
             self.after_step()
             stop_signal = StopRequest.from_counts(stops)
             if stop_signal and not self.is_finished:

@@ -110,7 +110,7 @@ def shape_land(side: int, rng: np.random.Generator) -> Land:
     y, x = np.mgrid[0:side, 0:side].astype(np.float32)
     bend, wet, wild = (_enlarge(_fractal_noise(coarse, rng, roughness=0.0, smallest=40), side) for _ in range(3))
     hills = _enlarge(_fractal_noise(coarse, rng, roughness=0.15, smallest=3), side)
-    phase = rng.uniform(0, 2 * np.pi, 2)
+    phase = rng.uniform(0, 2 * np.pi, 2).tolist()  # plain floats: NumPy's would double the precision of the maps
     course = side * (0.5 + 0.13 * np.sin(y * (5.1 / side) + phase[0]) + 0.05 * np.sin(y * (13.7 / side) + phase[1]))
     to_river = np.abs(x + 0.35 * y - 0.18 * side - course + 60 * bend) * np.float32(0.85)
     river_width = 30 + 9 * wild

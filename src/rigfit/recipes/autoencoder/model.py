@@ -70,8 +70,6 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.summary = nn.Linear(width, summary_channels(latent_size))
         self.to_latent = nn.Linear(width + SUMMARY_GRID**2 * summary_channels(latent_size), latent_size)
-        self.register_buffer("pool", averaging_weights(SUMMARY_GRID, grid), persistent=False)
-        self.pool: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
         """Return latents (batch, latent_size) of images (batch, 3, size, size) with values in [0, 1]."""
@@ -81,8 +79,9 @@ class Encoder(nn.Module):
             tokens = block(tokens)
         tokens = self.norm(tokens)
         places = self.summary(tokens[:, 1:]).unflatten(1, (self.grid, self.grid))
-        summary = resample_map(places, self.pool).flatten(1)
-        return self.to_latent(torch.cat([tokens[:, 0], summary.to(tokens.dtype)], dim=1))  # type: ignore[no-any-return]
+        summary = resample_map(places, averaging_weights(SUMMARY_GRID, self.grid, places.device)).flatten(1)
+        latents: Tensor = self.to_latent(torch.cat([tokens[:, 0], summary.to(tokens.dtype)], dim=1))
+        return latents
 
 
 class GridDecoder(nn.Module):
@@ -114,13 +113,12 @@ class GridDecoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width=width, num_heads=num_heads, dropout=dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
         self.to_pixels = nn.Linear(width, 3 * patch_size**2)
-        self.register_buffer("spread", interpolation_weights(grid, SUMMARY_GRID), persistent=False)
-        self.spread: Tensor
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return pictures (batch, 3, size, size) of latents (batch, latent_size), not limited to [0, 1]."""
         coarse = self.from_latent(latents).unflatten(1, (SUMMARY_GRID, SUMMARY_GRID, -1))
-        tokens = (self.lift(resample_map(coarse, self.spread)) + self.position).flatten(1, 2)
+        spread = resample_map(coarse, interpolation_weights(self.grid, SUMMARY_GRID, coarse.device))
+        tokens = (self.lift(spread) + self.position).flatten(1, 2)
         for block in self.blocks:
             tokens = block(tokens)
         return fold_patches(self.to_pixels(self.norm(tokens)), grid=self.grid, patch_size=self.patch_size)
@@ -189,24 +187,25 @@ def resample_positions(table: Tensor, grid: int) -> Tensor:
 def resample_map(places: Tensor, weights: Tensor) -> Tensor:
     """Return (batch, m, m, channels) from (batch, n, n, channels) by `weights` (m, n) along rows and columns.
 
-    A matrix product, because torch's pooling and interpolation have no deterministic backward pass on CUDA.
+    A matrix product, because torch's pooling and interpolation have no deterministic backward pass on CUDA. The weights
+    are made on the spot: kept as buffers they would be sent between ranks and averaged like something learned.
     """
     weights = weights.to(places.dtype)
     return torch.einsum("ah,bw,nhwc->nabc", weights, weights, places)
 
 
-def averaging_weights(num_out: int, num_in: int) -> Tensor:
+def averaging_weights(num_out: int, num_in: int, device: torch.device) -> Tensor:
     """Return (num_out, num_in) weights that average each of `num_out` equal stretches of `num_in` cells."""
-    starts = torch.arange(num_out)[:, None] * num_in / num_out
-    cells = torch.arange(num_in)[None]
+    starts = torch.arange(num_out, device=device)[:, None] * num_in / num_out
+    cells = torch.arange(num_in, device=device)[None]
     overlap = (torch.minimum(starts + num_in / num_out, cells + 1) - torch.maximum(starts, cells)).clamp(min=0)
     return overlap / overlap.sum(dim=1, keepdim=True)
 
 
-def interpolation_weights(num_out: int, num_in: int) -> Tensor:
+def interpolation_weights(num_out: int, num_in: int, device: torch.device) -> Tensor:
     """Return (num_out, num_in) weights that interpolate linearly between cell centres and hold the ends."""
-    centres = ((torch.arange(num_out) + 0.5) * num_in / num_out - 0.5).clamp(0, num_in - 1)
-    return (1 - (centres[:, None] - torch.arange(num_in)[None]).abs()).clamp(min=0)
+    centres = ((torch.arange(num_out, device=device) + 0.5) * num_in / num_out - 0.5).clamp(0, num_in - 1)
+    return (1 - (centres[:, None] - torch.arange(num_in, device=device)[None]).abs()).clamp(min=0)
 
 
 def initialise(module: nn.Module) -> None:
