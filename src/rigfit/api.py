@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -28,8 +29,8 @@ from rigfit.planning.make import make_plan, move_to, with_data
 from rigfit.planning.plan import BatchLayout, Plan, Profile
 from rigfit.planning.precision import choose_precision
 from rigfit.recipes import load_module, load_recipe
-from rigfit.runs.step_bar import step_bar
 from rigfit.runs.run import Run
+from rigfit.runs.step_bar import step_bar
 from rigfit.training import distributed, worker
 from rigfit.training.distributed import World
 from rigfit.training.evaluate import evaluate as evaluate_task
@@ -75,7 +76,7 @@ def train(
     if joins_others():
         own = _rig_of_ranks(rig)
         return _train_among_others(own, lambda: _new_run(target, own, config_file, overrides, quiet=quiet), quiet=quiet)
-    run = _new_run(target, None if isinstance(target, Plan) and rig is None else parse_rig(rig), config_file, overrides, quiet=quiet)
+    run = _new_run(target, parse_rig(rig) if rig else None, config_file, overrides, quiet=quiet)
     launch(run, is_quiet=quiet)
     return run
 
@@ -126,7 +127,16 @@ def export(run: str | Run, out: str | None = None) -> Path:
     return export_run(run if isinstance(run, Run) else Run.open(run), Path(out) if out else None)
 
 
-def verb(recipe_name: str, verb_name: str, run: str | Run, *, out: str | None = None, rig: str | None = None, checkpoint: str = "best", **options: Any) -> str:
+def verb(
+    recipe_name: str,
+    verb_name: str,
+    run: str | Run,
+    *,
+    out: str | None = None,
+    rig: str | None = None,
+    checkpoint: str = "best",
+    **options: Any,
+) -> str:
     """Call a recipe's downstream verb (`reconstruct`, `latents`, ...) on a run; return what it has to say.
 
     Raises:
@@ -135,7 +145,10 @@ def verb(recipe_name: str, verb_name: str, run: str | Run, *, out: str | None = 
     opened = run if isinstance(run, Run) else Run.open(run)
     recipe = load_recipe(recipe_name)
     if opened.plan.recipe != recipe.name:
-        raise UsageError(f"{opened.folder} is a run of {opened.plan.recipe}, not of {recipe_name}.", f"Use `rigfit {opened.plan.recipe} {verb_name} ...`.")
+        raise UsageError(
+            f"{opened.folder} is a run of {opened.plan.recipe}, not of {recipe_name}.",
+            f"Use `rigfit {opened.plan.recipe} {verb_name} ...`.",
+        )
     verbs: dict[str, Callable[..., str | None]] = {}
     if recipe.verbs_module:
         verbs = {function.__name__: function for function in load_module(recipe.verbs_module).VERBS}
@@ -151,10 +164,12 @@ def verb(recipe_name: str, verb_name: str, run: str | Run, *, out: str | None = 
 
 def _workload(recipe: str, config_file: str | None, overrides: Mapping[str, Any]) -> Workload:
     found = load_recipe(recipe)
-    given = {**(read_yaml(config_file) if config_file else {}), **overrides}
-    values, hints = resolve_aliases(given, found.config)
-    for hint in hints:
-        print(hint)
+    values: dict[str, Any] = {}
+    for given in (read_yaml(config_file) if config_file else {}, overrides):  # each by itself: the second wins
+        resolved, hints = resolve_aliases(given, found.config)
+        values |= resolved
+        for hint in hints:
+            print(hint, file=sys.stderr)
     return build_workload(found, values)
 
 
@@ -182,7 +197,9 @@ def _plan(workload: Workload, rig: Rig, folder: Path | None) -> Plan:
     sizes: list[tuple[int, int]] | None = None
     facts: list[str] = []
     if folder is not None:
-        splits = [load_module(workload.recipe.data_module).open_data(config, folder) for config in workload.stage_configs]
+        splits = [
+            load_module(workload.recipe.data_module).open_data(config, folder) for config in workload.stage_configs
+        ]
         sizes = [(len(split.train), len(split.validation)) for split in splits]
         facts = list(dict.fromkeys(fact for split in splits for fact in split.facts))
     profiles = [_profile(workload.recipe, config, rig, folder) for config in workload.stage_configs]
@@ -211,7 +228,9 @@ def _new_run(
             if not _prepare(recipe, config, folder):
                 raise _no_data()
             splits = [
-                load_module(recipe.data_module).open_data(recipe.config.model_validate_json(json.dumps(stage.config)), folder)
+                load_module(recipe.data_module).open_data(
+                    recipe.config.model_validate_json(json.dumps(stage.config)), folder
+                )
                 for stage in planned.stages
             ]
             facts = dict.fromkeys(fact for split in splits for fact in split.facts if fact not in planned.facts)
@@ -236,7 +255,10 @@ def _planned(target: str | Plan, rig: Rig | None, overrides: dict[str, Any]) -> 
     planned = target if isinstance(target, Plan) else Plan.from_json(_read_plan(Path(target)))
     refused = [key for key in overrides if key not in _KEYS_BESIDE_A_PLAN]
     if refused:
-        raise UsageError(f"`{refused[0]}` was decided when the plan was made.", "Make a new plan, or give only data, out and name beside this one.")
+        raise UsageError(
+            f"`{refused[0]}` was decided when the plan was made.",
+            "Make a new plan, or give only data, out and name beside this one.",
+        )
     if rig is not None and rig.devices != planned.rig.devices:
         planned = move_to(planned, rig, [None] * len(planned.stages))
     stages = tuple(replace(stage, config=stage.config | overrides) for stage in planned.stages)
@@ -245,7 +267,9 @@ def _planned(target: str | Plan, rig: Rig | None, overrides: dict[str, Any]) -> 
 
 def _run_config(recipe: Recipe, planned: Plan) -> WorkloadConfig:
     """Return the config of the whole run, its stages included, as preparing the data wants it."""
-    stages = [{key: value for key, value in stage.config.items() if key not in RUN_WIDE_KEYS} for stage in planned.stages]
+    stages = [
+        {key: value for key, value in stage.config.items() if key not in RUN_WIDE_KEYS} for stage in planned.stages
+    ]
     values = planned.stages[0].config | {"stages": stages if len(stages) > 1 else []}
     return recipe.config.model_validate_json(json.dumps(values))
 
@@ -254,7 +278,9 @@ def _read_plan(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"The plan {path} cannot be read: {error.strerror}.", "Write one with `rigfit plan RECIPE --out plan.json`.") from error
+        raise UsageError(
+            f"The plan {path} cannot be read: {error.strerror}.", "Write one with `rigfit plan RECIPE --out plan.json`."
+        ) from error
 
 
 def _no_data() -> UsageError:
@@ -263,13 +289,19 @@ def _no_data() -> UsageError:
 
 def _require_here(rig: Rig) -> None:
     if not rig.is_here:
-        raise UsageError(f"The plan is for {rig.describe()}, which this machine does not have.", "Train on a machine that has it, or plan with --rig for this one.")
+        raise UsageError(
+            f"The plan is for {rig.describe()}, which this machine does not have.",
+            "Train on a machine that has it, or plan with --rig for this one.",
+        )
 
 
 def _ready_to_resume(run: Run, rig: Rig | None, *, quiet: bool) -> Run:
     """Check that the run can go on, move its plan to `rig` where that is another, and say so."""
     if run.status.state == "finished":
-        raise RunError(f"The run {run.folder} is finished.", f"Evaluate it with `rigfit eval {run.folder}`, or start another one from it with init_from={run.folder}.")
+        raise RunError(
+            f"The run {run.folder} is finished.",
+            f"Evaluate it with `rigfit eval {run.folder}`, or start another one from it with init_from={run.folder}.",
+        )
     planned = run.plan
     now = rig or _same_rig(planned.rig)
     if now.devices != planned.rig.devices:
@@ -298,7 +330,10 @@ def _rig_of_ranks(rig: str | None) -> Rig:
     if (rig and rig.startswith("cpu")) or found.kind == "cpu":
         return parse_rig(f"cpu:{world_size}")
     if found.world_size < world_size:
-        raise UsageError(f"{world_size} ranks were started, but there are {found.world_size} GPUs.", f"Start {found.world_size} ranks, or train with --rig cpu.")
+        raise UsageError(
+            f"{world_size} ranks were started, but there are {found.world_size} GPUs.",
+            f"Start {found.world_size} ranks, or train with --rig cpu.",
+        )
     return replace(found, devices=found.devices[:world_size])
 
 

@@ -25,7 +25,9 @@ def test_a_dataparallel_checkpoint_of_others_loads() -> None:
     """A CIFAR ResNet-20 whose keys carry `module.`: 3 stages of 3 blocks, 0.27 million parameters (He et al. 2016)."""
     weights = load_weights(shared_data("weights/pytorch_resnet_cifar10/resnet20-12fca82f.th"))
     assert not any(name.startswith("module.") for name in weights)
-    learned = sum(value.numel() for name, value in weights.items() if "running" not in name and "num_batches" not in name)
+    learned = sum(
+        value.numel() for name, value in weights.items() if "running" not in name and "num_batches" not in name
+    )
     assert weights["conv1.weight"].shape == (16, 3, 3, 3)
     assert round(learned / 1e6, 2) == 0.27
 

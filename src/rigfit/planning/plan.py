@@ -161,9 +161,14 @@ class Plan:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise UsageError(f"This is no plan that rigfit can read: {where}: {first['msg']}.", "Make it again with `rigfit plan`.") from None
+            raise UsageError(
+                f"This is no plan that rigfit can read: {where}: {first['msg']}.", "Make it again with `rigfit plan`."
+            ) from None
         if plan.schema_version != SCHEMA_VERSION:
-            raise UsageError(f"The plan has schema version {plan.schema_version}; this rigfit reads {SCHEMA_VERSION}.", "Make it again with `rigfit plan`.")
+            raise UsageError(
+                f"The plan has schema version {plan.schema_version}; this rigfit reads {SCHEMA_VERSION}.",
+                "Make it again with `rigfit plan`.",
+            )
         return plan
 
     def with_stages(self, stages: tuple[StagePlan, ...]) -> Plan:

@@ -57,5 +57,8 @@ def chosen_checkpoint(run: Run, which: str) -> Saved:
         raise RunError(f"The run {run.folder} has no checkpoint yet.", f"Train it first: {run.resume_command}")
     reason = checkpoints.verify(found, hashes=True)
     if reason:
-        raise RunError(f"The checkpoint {found} cannot be used: {reason}.", "Name another one with --checkpoint, or resume the run.")
+        raise RunError(
+            f"The checkpoint {found} cannot be used: {reason}.",
+            "Name another one with --checkpoint, or resume the run.",
+        )
     return read(found)

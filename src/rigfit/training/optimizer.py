@@ -19,7 +19,9 @@ def build_optimizer(model: nn.Module, *, weight_decay: float, beta2: float, devi
     decay = [parameter for parameter in trainable if _decays(parameter)]
     rest = [parameter for parameter in trainable if not _decays(parameter)]
     groups = [
-        {"params": members, "weight_decay": amount} for members, amount in ((decay, weight_decay), (rest, 0.0)) if members
+        {"params": members, "weight_decay": amount}
+        for members, amount in ((decay, weight_decay), (rest, 0.0))
+        if members
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), fused=device.type in ("cuda", "cpu"))
 

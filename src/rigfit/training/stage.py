@@ -135,7 +135,7 @@ class Stage:
             share = accumulate_gradients(
                 self.model, micro_batches, num_items=num_items, world=self.world, scaler=self.scaler, settings=settings
             )
-            norm = update_weights(self.task, self.optimizer, self.scaler, clip_grad_norm=settings.clip_grad_norm)
+            norm = update_weights(self.model, self.optimizer, self.scaler, clip_grad_norm=settings.clip_grad_norm)
             if self.average:
                 self.average.update(self.task)
             self.advance(num_samples)
@@ -237,7 +237,9 @@ class Stage:
                 )
             )
             if self.progress.stopped_early:
-                self.log.log_event(self.progress.step, f"stopped early: {name} has not improved for {patience} evaluations")
+                self.log.log_event(
+                    self.progress.step, f"stopped early: {name} has not improved for {patience} evaluations"
+                )
         return is_best
 
     def measure(self, task: Task) -> dict[str, float]:
@@ -294,7 +296,10 @@ def require_duration(stage: StagePlan, splits: Splits, run: Run) -> Duration:
         RunError: The plan was made for other data.
     """
     planned = stage.duration
-    if planned is None or (planned.num_train_samples, planned.num_validation_samples) != (len(splits.train), len(splits.validation)):
+    if planned is None or (planned.num_train_samples, planned.num_validation_samples) != (
+        len(splits.train),
+        len(splits.validation),
+    ):
         expected = f"{planned.num_train_samples} + {planned.num_validation_samples}" if planned else "no"
         raise RunError(
             f"The plan counts {expected} samples, the data in {run.data} hold {len(splits.train)} + {len(splits.validation)}.",

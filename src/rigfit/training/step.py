@@ -99,5 +99,6 @@ def update_weights(
     norm = full_tensor(nn.utils.clip_grad_norm_(parameters, limit))
     scaler.step(optimizer)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    # Under DDP gradients are views into its buckets: letting go of them would hold both until the next exchange.
+    optimizer.zero_grad(set_to_none=not isinstance(model, DistributedDataParallel))
     return norm.detach()

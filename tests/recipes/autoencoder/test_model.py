@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from tests.recipes.autoencoder.toy_pictures import pictures, tiny_config, tiny_task
 
 from rigfit.recipes.autoencoder.config import AutoencoderConfig
 from rigfit.recipes.autoencoder.model import (
@@ -19,24 +18,31 @@ from rigfit.recipes.autoencoder.model import (
     sine_positions,
 )
 from rigfit.recipes.autoencoder.task import build
+from tests.recipes.autoencoder.toy_pictures import pictures, tiny_config, tiny_task
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("img_size", "patch_size"), [(256, 16), (64, 16), (48, 16), (12, 4), (15, 3), (20, 20), (8, 1)])
+@pytest.mark.parametrize(
+    ("img_size", "patch_size"), [(256, 16), (64, 16), (48, 16), (12, 4), (15, 3), (20, 20), (8, 1)]
+)
 def test_folding_puts_every_pixel_of_a_patch_in_its_place(img_size: int, patch_size: int) -> None:
     grid = img_size // patch_size
     image = torch.arange(2 * 3 * img_size**2, dtype=torch.float64).view(2, 3, img_size, img_size)
     patches = torch.empty(2, grid**2, patch_size**2 * 3, dtype=torch.float64)
     for row in range(grid):
         for column in range(grid):
-            cut = image[:, :, row * patch_size : (row + 1) * patch_size, column * patch_size : (column + 1) * patch_size]
+            cut = image[
+                :, :, row * patch_size : (row + 1) * patch_size, column * patch_size : (column + 1) * patch_size
+            ]
             patches[:, row * grid + column] = cut.permute(0, 2, 3, 1).flatten(1)
     assert torch.equal(fold_patches(patches, grid=grid, patch_size=patch_size), image)
 
 
 @pytest.mark.parametrize(("img_size", "is_right"), [(256, True), (64, False), (512, False)])
-def test_the_original_layout_is_right_only_where_the_size_is_the_square_of_the_patch(img_size: int, is_right: bool) -> None:
+def test_the_original_layout_is_right_only_where_the_size_is_the_square_of_the_patch(
+    img_size: int, is_right: bool
+) -> None:
     grid = img_size // 16
     decoder = OriginalDecoder(grid=grid, patch_size=16, latent_size=4, dropout=0.0)
     latents = torch.randn(1, 4)
@@ -82,7 +88,9 @@ def test_averaging_agrees_with_area_pooling(num_out: int, num_in: int) -> None:
 @pytest.mark.parametrize(("num_out", "num_in"), [(16, 8), (32, 8), (8, 8), (13, 8), (5, 8), (4, 1)])
 def test_interpolation_agrees_with_torch(num_out: int, num_in: int) -> None:
     maps = torch.randn(2, num_in, num_in, 3)
-    expected = torch.nn.functional.interpolate(maps.permute(0, 3, 1, 2), size=(num_out, num_out), mode="bilinear", align_corners=False)
+    expected = torch.nn.functional.interpolate(
+        maps.permute(0, 3, 1, 2), size=(num_out, num_out), mode="bilinear", align_corners=False
+    )
     found = resample_map(maps, interpolation_weights(num_out, num_in, CPU))
     assert torch.allclose(found, expected.permute(0, 2, 3, 1), atol=1e-5)
 
@@ -153,7 +161,9 @@ def test_attention_keeps_no_square_of_the_tokens_for_backward() -> None:
         sizes: list[int] = []
         task = tiny_task(img_size=img_size)
         tokens = torch.randn(1, (img_size // 4) ** 2, 16, requires_grad=True)
-        with torch.autograd.graph.saved_tensors_hooks(lambda value: sizes.append(value.numel()) or value, lambda value: value):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda value: sizes.append(value.numel()) or value, lambda value: value
+        ):
             task.decoder.blocks[0](tokens)
         return max(sizes)
 

@@ -76,7 +76,13 @@ def test_ssim_agrees_with_skimage(kind: torch.dtype, tolerance: float) -> None:
     guess = (target + 0.1 * torch.randn(target.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     expected = [
         structural_similarity(
-            x.double().numpy(), y.double().numpy(), channel_axis=0, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+            x.double().numpy(),
+            y.double().numpy(),
+            channel_axis=0,
+            data_range=1,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
         )
         for x, y in zip(target, guess, strict=True)
     ]
@@ -87,7 +93,9 @@ def test_ssim_agrees_with_torchmetrics_where_no_padding_is_seen() -> None:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     target, guess = pictures(3, 32).double() / 255, pictures(3, 32, first=7).double() / 255
-    _, padded = structural_similarity_index_measure(guess, target, data_range=1.0, reduction="none", return_full_image=True)
+    _, padded = structural_similarity_index_measure(
+        guess, target, data_range=1.0, reduction="none", return_full_image=True
+    )
     expected = padded[..., 5:-5, 5:-5].mean(dim=(1, 2, 3))
     assert torch.allclose(ssim(guess, target), expected, atol=1e-9)
 

@@ -39,7 +39,9 @@ def picture(number: int, size: int) -> np.ndarray:
     rng = np.random.default_rng(number)
     rows, columns = np.mgrid[:size, :size] / size
     slope = rng.uniform(-1, 1, (3, 2))
-    image = rng.uniform(0.2, 0.8, (3, 1, 1)) + 0.5 * (slope[:, :1, None] * (rows - 0.5) + slope[:, 1:, None] * (columns - 0.5))
+    image = rng.uniform(0.2, 0.8, (3, 1, 1)) + 0.5 * (
+        slope[:, :1, None] * (rows - 0.5) + slope[:, 1:, None] * (columns - 0.5)
+    )
     y, x, radius = rng.uniform(0.2, 0.8, 3)
     image = np.where((rows - y) ** 2 + (columns - x) ** 2 < (radius / 3) ** 2, rng.uniform(0, 1, (3, 1, 1)), image)
     return (image.clip(0, 1) * 255).astype(np.uint8)
