@@ -67,8 +67,10 @@ def train(
 
     Args:
         target: Name of a recipe, path of a .py file, path of a plan.json, or a `Plan`.
-        rig, config_file, **overrides: As for `plan`. Beside a plan only `data`, `out` and `name` may be given.
+        rig: As for `plan`.
+        config_file: As for `plan`.
         quiet: Print neither plan nor progress.
+        **overrides: As for `plan`; beside a ready plan only `data`, `out` and `name`.
 
     Raises:
         RigfitError: See the message; `exit_code` is what the command line ends with.

@@ -51,7 +51,7 @@ class TrainingError(RigfitError):
     exit_code = 1
 
 
-class Interrupted(RigfitError):
+class Interrupted(RigfitError):  # noqa: N818 - it is no mistake of anybody
     """Stopped by a signal after saving; `exit_code` is 128 + the signal's number (130 Ctrl-C, 143 SIGTERM)."""
 
     def __init__(self, cause: str, remedy: str = "", *, signal_number: int) -> None:

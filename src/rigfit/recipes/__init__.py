@@ -79,7 +79,7 @@ def load_module(name_or_path: str) -> ModuleType:
 
 
 def _is_taken(path: Path) -> bool:
-    """Return whether another module answers to the file's name: a package of the same name would be imported instead."""
+    """Return whether another module answers to the file's name, and would be imported in its place."""
     found = importlib.util.find_spec(path.stem)
     return found is not None and (found.origin is None or Path(found.origin).resolve() != path)
 

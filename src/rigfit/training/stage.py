@@ -302,7 +302,8 @@ def require_duration(stage: StagePlan, splits: Splits, run: Run) -> Duration:
     ):
         expected = f"{planned.num_train_samples} + {planned.num_validation_samples}" if planned else "no"
         raise RunError(
-            f"The plan counts {expected} samples, the data in {run.data} hold {len(splits.train)} + {len(splits.validation)}.",
+            f"The plan counts {expected} samples to train on and to evaluate on, "
+            f"the data in {run.data} hold {len(splits.train)} + {len(splits.validation)}.",
             "Start a new run with `rigfit train`.",
         )
     return planned
