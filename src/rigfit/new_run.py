@@ -19,7 +19,7 @@ from rigfit.hardware.rig import Rig
 from rigfit.measuring.probe import estimate_on_cpu, probe
 from rigfit.overrides import build_workload
 from rigfit.planning.explain import explain
-from rigfit.planning.make import move_to, with_data
+from rigfit.planning.make import make_plan, move_to, with_data
 from rigfit.planning.plan import Plan, Profile
 from rigfit.planning.precision import choose_precision
 from rigfit.recipes import load_module, load_recipe

@@ -65,6 +65,11 @@ def test_evaluating_the_run_folder_gives_what_training_logged(runs: dict[str, ri
     assert {"baseline/psnr", "baseline/ssim"} <= metrics.keys()
 
 
+def test_the_best_of_every_stage_can_still_be_opened(runs: dict[str, rigfit.Run]) -> None:
+    metrics = rigfit.evaluate(runs["staged"], rig="cpu:1", checkpoint="stage-1")
+    assert metrics["psnr"] == pytest.approx(max(validations(runs["staged"], 0)), abs=1e-4)
+
+
 def test_the_export_is_plain_safetensors_with_its_config(runs: dict[str, rigfit.Run]) -> None:
     from safetensors.torch import load_file
 
