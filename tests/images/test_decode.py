@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rigfit.errors import DataError
-from rigfit.images.decode import MAX_PIXELS, UnreadableImageError, composite_over_black, read_image
+from rigfit.images.decode import read_image
+from rigfit.images.decoded import MAX_PIXELS, UnreadableImageError, composite_over_black
 
 
 def _gradient(height: int = 8, width: int = 12) -> np.ndarray:

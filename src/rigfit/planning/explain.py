@@ -77,7 +77,8 @@ def _duration_lines(stage: StagePlan, noun: str) -> Iterator[Line]:
         yield (
             "time",
             f"about {format_seconds(seconds)} ({_prediction_source(stage)}): forward and backward of the training "
-            "steps only, without start, waiting for data, exchange between ranks, optimizer, evaluation and checkpoints",
+            "steps only, without start, waiting for data, exchange between ranks, optimizer, evaluation and "
+            "checkpoints",
         )
     else:
         yield "time", "not estimated: the speed is unmeasured"

@@ -44,6 +44,8 @@ def train(run: Run) -> None:
             if world.is_first:
                 run.set_status("running", step=before.progress.step, total_steps=plan.total_steps, message="")
             stage.run_to_end()
+            if world.is_first:
+                keep_best_of_stage(run, before.progress.stage)
             before = stage.carry_over()
         if world.is_first:
             export(run)
@@ -52,6 +54,13 @@ def train(run: Run) -> None:
     finally:
         if log:
             log.close()
+
+
+def keep_best_of_stage(run: Run, number: int) -> None:
+    """Keep the best checkpoint of the stage that is over under the name `stage-1`, `stage-2`, ..."""
+    best = checkpoints.pointed(run.checkpoints, "best") or checkpoints.pointed(run.checkpoints, "last")
+    if best:
+        checkpoints.point(run.checkpoints, f"stage-{number + 1}", best.name)
 
 
 def newest_checkpoint(run: Run, world: World) -> Saved | None:
