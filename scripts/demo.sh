@@ -23,4 +23,4 @@ say "$rigfit" eval "$run"
 say "$rigfit" autoencoder reconstruct "$run"
 
 printf '\nThe run folder is %s. Pictures to look at:\n' "$run"
-find "$run" \( -name '*.png' -o -name '*.gif' \) | sort | sed 's/^/  /'
+find "$run" -path "$run/data" -prune -o \( -name '*.png' -o -name '*.gif' \) -print | sort | sed 's/^/  /'
