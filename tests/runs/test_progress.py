@@ -70,7 +70,7 @@ VALIDATION: Record = {
 
 def test_an_evaluation_reads_as_a_sentence_with_its_baseline() -> None:
     console = plain_console()
-    with ProgressView(400, console) as view:
+    with ProgressView((400,), console) as view:
         view.update(VALIDATION)
         view.update({"kind": "event", "step": 120, "text": "stopped by SIGTERM, saved [bold]"})
         view.update({"kind": "of a later version", "step": 121})
@@ -82,7 +82,7 @@ def test_an_evaluation_reads_as_a_sentence_with_its_baseline() -> None:
 
 def test_a_fast_run_writes_a_plain_line_for_every_tenth_and_the_last_step() -> None:
     console = plain_console()
-    with ProgressView(400, console, clock=Clock()) as view:
+    with ProgressView((400,), console, clock=Clock()) as view:
         for step in range(1, 396):
             view.update(train(step))
     steps = [int(line.split("/")[0].removeprefix("step ")) for line in text_of(console).splitlines()]
@@ -91,7 +91,7 @@ def test_a_fast_run_writes_a_plain_line_for_every_tenth_and_the_last_step() -> N
 
 def test_a_slow_run_writes_often_at_first_and_at_least_once_a_minute_later() -> None:
     console, clock = plain_console(), Clock()
-    with ProgressView(10_000_000, console, clock=clock) as view:
+    with ProgressView((10_000_000,), console, clock=clock) as view:
         spoken: list[float] = []
         for step in range(1, 7200):
             before = len(text_of(console))
@@ -107,7 +107,7 @@ def test_a_slow_run_writes_often_at_first_and_at_least_once_a_minute_later() -> 
 
 def test_the_time_left_follows_from_the_pace() -> None:
     console, clock = plain_console(), Clock()
-    with ProgressView(100, console, clock=clock) as view:
+    with ProgressView((100,), console, clock=clock) as view:
         for step in range(1, 51):
             clock.now += 3
             view.update(train(step))
@@ -119,7 +119,7 @@ def test_the_time_left_follows_from_the_pace() -> None:
 
 def test_plain_output_has_no_colour_and_no_cursor_tricks() -> None:
     console = plain_console()
-    with ProgressView(10, console) as view:
+    with ProgressView((10,), console) as view:
         for step in range(1, 11):
             view.update(train(step))
         view.update(VALIDATION)
@@ -140,7 +140,7 @@ def last_drawn(console: Console) -> list[str]:
 @pytest.mark.parametrize("width", [80, 120])
 def test_on_a_terminal_the_bar_stays_on_one_line_below_the_evaluations(width: int) -> None:
     console = terminal(width)
-    with ProgressView(400, console) as view:
+    with ProgressView((400,), console) as view:
         for step in range(1, 201):
             view.update(train(step))
         view.update(VALIDATION)
@@ -152,7 +152,7 @@ def test_on_a_terminal_the_bar_stays_on_one_line_below_the_evaluations(width: in
 
 def test_a_narrow_terminal_loses_no_number() -> None:
     console = terminal(44)
-    with ProgressView(400, console) as view:
+    with ProgressView((400,), console) as view:
         view.update(train(200))
     lines = last_drawn(console)
     assert all(len(line) <= 44 for line in lines)
@@ -163,7 +163,7 @@ def test_a_narrow_terminal_loses_no_number() -> None:
 
 def test_a_terminal_that_cannot_go_back_gets_plain_lines() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, force_jupyter=False, _environ={"TERM": "dumb"})
-    with ProgressView(10, console) as view:
+    with ProgressView((10,), console) as view:
         view.update(train(1))
     assert text_of(console) == "step 1/10  loss 0.02134  641 samples/s  peak 3.0 0.50 GiB\n"
 
@@ -279,3 +279,16 @@ def test_a_long_job_on_a_terminal_gets_a_bar() -> None:
     (last,) = last_drawn(console)
     assert last.startswith("hashing ━")
     assert "10/10" in last
+
+
+def test_the_time_left_is_of_the_present_stage() -> None:
+    """Three seconds a step, as above: 25 of 50 steps of the first stage leave 75 s, whatever the 500 after them take."""
+    console, clock = plain_console(), Clock()
+    with ProgressView((50, 550), console, clock=clock) as view:
+        for step in range(1, 26):
+            clock.now += 3
+            view.update(train(step))
+    shown = [line for line in text_of(console).splitlines() if "left" in line]
+    assert shown
+    assert all(line.endswith("left of stage 1/2") for line in shown)
+    assert max(int(line.split("min")[0].split()[-1]) if "min" in line else 0 for line in shown) <= 2

@@ -28,7 +28,7 @@ def step_once(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 def test_matrices_decay_and_vectors_do_not() -> None:
     net = small_net()
-    optimizer = build_optimizer(net, weight_decay=0.1, beta2=0.95, device=torch.device("cpu"))
+    optimizer = build_optimizer(net, weight_decay=0.1, beta2=0.95)
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert {name: decays[id(p)] for name, p in net.named_parameters()} == {
         "0.weight": 0.1,
@@ -43,7 +43,7 @@ def test_matrices_decay_and_vectors_do_not() -> None:
 def test_the_first_step_is_what_the_adamw_paper_says() -> None:
     """After one step, bias-corrected moments give sign(g) up to eps: w1 = w0 (1 - lr decay) - lr g / (|g| + eps)."""
     net = small_net()
-    optimizer = build_optimizer(net, weight_decay=0.1, beta2=0.95, device=torch.device("cpu"))
+    optimizer = build_optimizer(net, weight_decay=0.1, beta2=0.95)
     set_rate(optimizer, 0.01)
     before = net[0].weight.detach().clone()
     net(torch.ones(5, 3, dtype=torch.float64)).square().sum().backward()
@@ -56,13 +56,13 @@ def test_the_first_step_is_what_the_adamw_paper_says() -> None:
 def test_moments_come_back_by_name_and_new_parameters_start_anew() -> None:
     net = small_net()
     net[0].requires_grad_(False)
-    optimizer = build_optimizer(net, weight_decay=0.1, beta2=0.95, device=torch.device("cpu"))
+    optimizer = build_optimizer(net, weight_decay=0.1, beta2=0.95)
     set_rate(optimizer, 0.01)
     step_once(net, optimizer)
     saved = optimizer_state(net, optimizer)
     assert not any(name.startswith("0.") for name in saved)
     net[0].requires_grad_(True)
-    later = build_optimizer(net, weight_decay=0.1, beta2=0.95, device=torch.device("cpu"))
+    later = build_optimizer(net, weight_decay=0.1, beta2=0.95)
     load_optimizer_state(net, later, saved)
     assert torch.equal(later.state[net[2].weight]["exp_avg"], optimizer.state[net[2].weight]["exp_avg"])
     assert net[0].weight not in later.state

@@ -111,7 +111,7 @@ def show_progress(run: Run, *, is_quiet: bool) -> Iterator[None]:
         yield
         return
     stop = threading.Event()
-    with ProgressView(run.plan.total_steps) as view:
+    with ProgressView(run.plan.stage_ends) as view:
         thread = threading.Thread(target=follow, args=(run.folder, view, stop), daemon=True)
         thread.start()
         try:

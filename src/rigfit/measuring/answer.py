@@ -73,7 +73,7 @@ def run_steps(question: Question) -> dict[str, Any]:
     task.train().to(device)
     prepare_model(task, is_checkpointed=config.activation_checkpointing, is_channels_last=config.channels_last)
     world = World(rank=0, local_rank=0, size=1, device=device)
-    optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2, device=device)
+    optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2)
     set_rate(optimizer, 1e-6)
     average = WeightAverage(task, config.ema_decay) if config.ema_decay else None
     scaler = precision.build_scaler(device, question.precision)

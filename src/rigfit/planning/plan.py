@@ -146,6 +146,11 @@ class Plan:
         """Optimizer steps over all stages whose duration is known."""
         return sum(stage.duration.total_steps for stage in self.stages if stage.duration)
 
+    @property
+    def stage_ends(self) -> tuple[int, ...]:
+        """For each stage the number of its last optimizer step, counted from the start of the run."""
+        return tuple(accumulate(stage.duration.total_steps if stage.duration else 0 for stage in self.stages))
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
 

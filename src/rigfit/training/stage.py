@@ -80,7 +80,7 @@ class Stage:
             log.log_event(progress.step, report)
         task.train().to(world.device)
         model = wrap(task, stage, world)
-        optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2, device=world.device)
+        optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2)
         load_optimizer_state(task, optimizer, before.moments())
         scaler = precision.build_scaler(world.device, stage.precision)
         average = WeightAverage(task, config.ema_decay) if config.ema_decay else None

@@ -12,7 +12,9 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from rigfit.errors import RigfitError
+import torch
+
+from rigfit.errors import DoesNotFitError, RigfitError
 from rigfit.runs import checkpoints
 from rigfit.runs.metrics import MetricsLog
 from rigfit.runs.run import Run
@@ -101,6 +103,10 @@ def main(folder: str) -> int:
     except RigfitError as error:
         _report(run, rank, error)
         return error.exit_code
+    except torch.OutOfMemoryError as error:
+        traceback.print_exc()
+        _report(run, rank, out_of_memory(run, rank, error))
+        return DoesNotFitError.exit_code
     except KeyboardInterrupt:
         return 130
     except BaseException:
@@ -109,6 +115,17 @@ def main(folder: str) -> int:
     finally:
         distributed.stop()
     return 0
+
+
+def out_of_memory(run: Run, rank: int, error: torch.OutOfMemoryError) -> DoesNotFitError:
+    """Return what to tell when a rank's device has no memory left, with a smaller micro-batch of the same batch."""
+    sizes = [stage.layout.largest_micro_batch for stage in run.plan.stages]
+    smaller = [f"micro_batch_size={max(sizes) // 2}"] if max(sizes) % 2 == 0 else []
+    ways = " or ".join([*smaller, "activation_checkpointing=true"])
+    return DoesNotFitError(
+        f"Rank {rank} ran out of memory with a micro-batch of {max(sizes)}: {str(error).splitlines()[0]}",
+        f"Start a new run with {ways}: the effective batch stays, init_from={run.folder} keeps the weights.",
+    )
 
 
 def _write_output_to(log: Path) -> None:
