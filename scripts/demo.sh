@@ -5,23 +5,27 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 rigfit=.venv/bin/rigfit
+# The rig, and an effective batch of about 16 that its ranks can share.
+read -r rig effective_batch < <(.venv/bin/python -c '
+import torch
+from rigfit.hardware.detect import count_cores
+
+gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+ranks = gpus or min(2, count_cores())
+print("auto" if gpus else f"cpu:{ranks}", ranks * max(1, 16 // ranks))')
+
 number=1
 while [ -e "runs/autoencoder/demo-$number" ]; do number=$((number + 1)); done
 run=runs/autoencoder/demo-$number
 
-# Sized for about three minutes of training on two slow cores.
-options=(data=sample name="demo-$number" img_size=128 embed_dim=192 num_layers=4
-    effective_batch_size=32 micro_batch_size=16 lr=1e-3 epochs=40)
-if ! .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-    echo "torch sees no GPU here: the demo trains on two CPU ranks."
-    options+=(--rig cpu:2)
-fi
-
 say() { printf '\n$ %s\n' "$*"; "$@"; }
 
-say "$rigfit" train autoencoder "${options[@]}"
+# Sized for about three minutes of training on two slow cores.
+say "$rigfit" train autoencoder --rig "$rig" data=sample "name=demo-$number" img_size=64 patch_size=8 embed_dim=128 \
+    num_layers=3 decoder_dim=128 decoder_layers=2 augment=flips "effective_batch_size=$effective_batch" lr=2e-3 \
+    epochs=160 eval_every_steps=160
 say "$rigfit" eval "$run"
 say "$rigfit" autoencoder reconstruct "$run"
 
 printf '\nThe run folder is %s. Pictures to look at:\n' "$run"
-find "$run" -name '*.png' -o -name '*.gif' | sort | sed 's/^/  /'
+find "$run" -path "$run/data" -prune -o \( -name '*.png' -o -name '*.gif' \) -print | sort | sed 's/^/  /'

@@ -209,7 +209,7 @@ def resume(run_folder: _Run, rig: _Rig = None) -> None:
 def evaluate(
     run_folder: _Run,
     rig: _Rig = None,
-    checkpoint: Annotated[str, typer.Option(help="best, last, or a checkpoint's path.")] = "best",
+    checkpoint: Annotated[str, typer.Option(help="best, last, stage-1 (best of that stage), or a path.")] = "best",
     as_json: _Json = False,
 ) -> None:
     """Measure a trained model on the held-out samples."""

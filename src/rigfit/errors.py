@@ -1,12 +1,12 @@
 """Every error raised on purpose, drawn as a tree, with the exit code it ends in.
 
-    RigfitError                 1   something a person can act on
-    ├── UsageError              2   an unknown key, a wrong type, a batch that cannot be shared
-    ├── DoesNotFitError         3   no layout fits the memory there is
-    ├── DataError               4   nothing to train on, or too much of it unreadable
-    ├── RunError                1   a run folder that is missing, finished, or damaged
-    ├── TrainingError           1   the training itself went wrong (a loss that is not a number)
-    └── Interrupted         130/143 stopped by a signal, saved
+RigfitError                 1   something a person can act on
+├── UsageError              2   an unknown key, a wrong type, a batch that cannot be shared
+├── DoesNotFitError         3   no layout fits the memory there is
+├── DataError               4   nothing to train on, or too much of it unreadable
+├── RunError                1   a run folder that is missing, finished, or damaged
+├── TrainingError           1   the training itself went wrong (a loss that is not a number)
+└── Interrupted         130/143 stopped by a signal, saved
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TrainingError(RigfitError):
     exit_code = 1
 
 
-class Interrupted(RigfitError):
+class Interrupted(RigfitError):  # noqa: N818 - it is no mistake of anybody
     """Stopped by a signal after saving; `exit_code` is 128 + the signal's number (130 Ctrl-C, 143 SIGTERM)."""
 
     def __init__(self, cause: str, remedy: str = "", *, signal_number: int) -> None:

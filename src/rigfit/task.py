@@ -17,7 +17,7 @@ Batch = dict[str, Any]
 """What `default_collate` makes of a list of samples: tensors whose first dimension is the micro-batch."""
 
 MetricSums = Mapping[str, tuple[Tensor, int]]
-"""Metric name -> (sum over the counted items as a scalar tensor, how many items). The mean is taken once, at the end."""
+"""Metric name -> (sum over the counted items as a scalar tensor, how many items). The one division comes at the end."""
 
 
 class Task(nn.Module, ABC):

@@ -69,7 +69,7 @@ def _list_parameters(verb: Callable[..., Any]) -> list[inspect.Parameter]:
     run = inspect.Parameter("run", _KEYWORD, annotation=Annotated[str, typer.Argument(help="Run folder.")])
     out = f"Folder to write into; RUN/{verb.__name__} when absent."
     rig = "cpu, 0 or cuda:0; a GPU if there is one when absent."
-    checkpoint = "best, last, or a checkpoint's path."
+    checkpoint = "best, last, stage-1 (best of that stage), or a path."
     common = [
         _option("out", Path | None, None, typer.Option("--out", help=out)),
         _option("rig", str | None, None, typer.Option("--rig", "--device", help=rig)),

@@ -53,33 +53,57 @@ class WorkloadConfig(BaseModel):
     effective_batch_size: int = Field(32, ge=1, description="samples behind one optimizer step, over all ranks")
     micro_batch_size: int | None = Field(None, ge=1, description="samples one rank takes through one forward pass")
     epochs: int = Field(30, ge=1, description="passes over the training samples")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps, when the run should end earlier than `epochs`")
+    max_steps: int | None = Field(
+        None, ge=1, description="optimizer steps, when the run should end earlier than `epochs`"
+    )
 
     lr: float | None = Field(None, gt=0, description="the peak learning rate the optimizer gets")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape of the rate after warm-up")
-    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of all samples over which the rate rises from 0")
+    warmup_fraction: float = Field(
+        0.05, ge=0, lt=1, description="share of all samples over which the rate rises from 0"
+    )
     final_lr_fraction: float = Field(0.0, ge=0, le=1, description="rate at the end, as a share of the peak rate")
     weight_decay: float = Field(0.05, ge=0, description="AdamW decay of matrices; vectors, norms and biases get none")
     beta2: float = Field(0.95, gt=0, lt=1, description="AdamW second-moment decay")
     clip_grad_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null switches clipping off")
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the weight average that is evaluated; null = off")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="decay of the weight average that is evaluated; null = off"
+    )
 
-    precision: Precision | None = Field(None, description="fp32, bf16 or fp16; chosen by compute capability when absent")
+    precision: Precision | None = Field(
+        None, description="fp32, bf16 or fp16; chosen by compute capability when absent"
+    )
     strategy: Strategy | None = Field(None, description="ddp or fully_shard; ddp when absent")
-    activation_checkpointing: bool = Field(False, description="recompute activations in backward: less memory, more time")
+    activation_checkpointing: bool = Field(
+        False, description="recompute activations in backward: less memory, more time"
+    )
     channels_last: bool = Field(False, description="store image tensors channels-last (convolutional models on GPUs)")
 
-    eval_every_steps: int | None = Field(None, ge=1, description="optimizer steps between evaluations; once an epoch when absent")
-    save_every_steps: int | None = Field(None, ge=1, description="optimizer steps between checkpoints; as evaluations when absent")
-    log_every_steps: int = Field(10, ge=1, description="most steps between flushes of the log, which also happen every second; every step is logged")
+    eval_every_steps: int | None = Field(
+        None, ge=1, description="optimizer steps between evaluations; once an epoch when absent"
+    )
+    save_every_steps: int | None = Field(
+        None, ge=1, description="optimizer steps between checkpoints; as evaluations when absent"
+    )
+    log_every_steps: int = Field(
+        10,
+        ge=1,
+        description="most steps between flushes of the log, which also happen every second; every step is logged",
+    )
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept, besides the best")
-    early_stopping_patience: int | None = Field(None, ge=1, description="evaluations without improvement before stopping")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="evaluations without improvement before stopping"
+    )
 
     seed: int = Field(0, ge=0, description="decides order, augmentation, initial weights")
     deterministic: bool = Field(False, description="only deterministic kernels; slower on GPUs")
     num_workers: int | None = Field(None, ge=0, description="loader processes per rank; from the cores when absent")
-    init_from: str | None = Field(None, description="run folder, export folder or .safetensors whose weights to start from")
-    stages: tuple[dict[str, Any], ...] = Field((), description="list of overrides, trained one after the other in one run")
+    init_from: str | None = Field(
+        None, description="run folder, export folder or .safetensors whose weights to start from"
+    )
+    stages: tuple[dict[str, Any], ...] = Field(
+        (), description="list of overrides, trained one after the other in one run"
+    )
 
     @property
     def couplings(self) -> frozenset[BatchCoupling]:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rigfit.errors import DataError
-from rigfit.images.decode import MAX_PIXELS, UnreadableImageError, composite_over_black, read_image
+from rigfit.images.decode import read_image
+from rigfit.images.decoded import MAX_PIXELS, UnreadableImageError, composite_over_black
 
 
 def _gradient(height: int = 8, width: int = 12) -> np.ndarray:
@@ -125,6 +126,14 @@ def test_black_and_white_and_cmyk_come_out_in_the_right_direction(tmp_path: Path
     assert red < 10
     assert green > 245
     assert blue > 245
+
+
+def test_a_photograph_with_a_second_picture_inside_shows_the_first(tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (8, 8), (200, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 200))
+    first.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[second])
+    red, _, blue = read_image(tmp_path / "phone.jpg").rgb[4, 4]
+    assert red > 190
+    assert blue < 10
 
 
 def test_a_single_pixel_is_a_picture(tmp_path: Path) -> None:

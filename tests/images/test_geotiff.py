@@ -8,8 +8,12 @@ import pytest
 
 rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed: pip install 'rigfit[geotiff]'")
 
-from rigfit.images.decode import UnreadableImageError, read_image  # noqa: E402
+from rigfit.images.decode import read_image  # noqa: E402
+from rigfit.images.decoded import UnreadableImageError  # noqa: E402
 from rigfit.images.geotiff import geotiff_size, is_tiff, read_geotiff  # noqa: E402
+
+# These pictures lie nowhere on Earth, and rasterio says so when they are written.
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
 
 def _write(path: Path, bands: np.ndarray, **profile: Any) -> Path:

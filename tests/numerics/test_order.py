@@ -34,7 +34,9 @@ def test_permutations_are_uniform_enough() -> None:
 
 
 def test_epochs_and_seeds_differ() -> None:
-    orders = {tuple(sample_at(p, 50, seed)[1] for p in range(e * 50, e * 50 + 50)) for seed in range(4) for e in range(4)}
+    orders = {
+        tuple(sample_at(p, 50, seed)[1] for p in range(e * 50, e * 50 + 50)) for seed in range(4) for e in range(4)
+    }
     assert len(orders) == 16
 
 

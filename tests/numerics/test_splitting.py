@@ -84,7 +84,17 @@ def relative_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> fl
 Case = tuple[tuple[int, ...], int, int, str]
 """Micro-batch of every rank, accumulation steps, samples in all, strategy."""
 
-LAYOUTS = [((12,), 1), ((1,), 12), ((4,), 3), ((6, 6), 1), ((2, 2), 3), ((1, 1), 6), ((5, 1), 2), ((4, 4, 4), 1), ((2, 2, 2), 2)]
+LAYOUTS = [
+    ((12,), 1),
+    ((1,), 12),
+    ((4,), 3),
+    ((6, 6), 1),
+    ((2, 2), 3),
+    ((1, 1), 6),
+    ((5, 1), 2),
+    ((4, 4, 4), 1),
+    ((2, 2, 2), 2),
+]
 # 29 and 25 samples leave last steps of 5 and of 1: with 3 ranks, some have nothing to count.
 CASES: list[Case] = [(sizes, steps, num, "ddp") for sizes, steps in LAYOUTS for num in (12, 29, 25)]
 CASES += [((3, 3), 2, num, "fully_shard") for num in (12, 25)]

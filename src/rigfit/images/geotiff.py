@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rigfit.errors import DataError
-from rigfit.images.decode import TIFF_STARTS, Decoded, UnreadableImageError, check_size, composite_over_black
+from rigfit.images.decoded import TIFF_STARTS, Decoded, UnreadableImageError, check_size, composite_over_black
 
 Window = tuple[int, int, int, int]
 """(left, top, width, height) in pixels."""

@@ -1,12 +1,18 @@
-"""Find the process group that torchrun or srun has made around this process, if any."""
+"""Join the ranks that torchrun or srun has started around this process, if any."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from dataclasses import replace
 
-from rigfit.errors import UsageError
+from rigfit.errors import RigfitError, UsageError
+from rigfit.hardware.parse import parse_rig
+from rigfit.hardware.rig import Rig
+from rigfit.launching.launch import show_progress
+from rigfit.runs.run import Run
+from rigfit.training import distributed, worker
 
 
 def joins_others(environment: MutableMapping[str, str] = os.environ) -> bool:
@@ -24,6 +30,39 @@ def joins_others(environment: MutableMapping[str, str] = os.environ) -> bool:
     environment.setdefault("MASTER_ADDR", _first_host(environment["SLURM_STEP_NODELIST"]))
     environment.setdefault("MASTER_PORT", str(20000 + int(environment["SLURM_JOB_ID"]) % 20000))
     return True
+
+
+def rig_of_ranks(rig: str | None) -> Rig:
+    """Return the devices of the ranks that torchrun or srun has started, one each."""
+    world_size = int(os.environ["WORLD_SIZE"])
+    found = parse_rig(None if rig is None or rig.startswith("cpu") else rig)
+    if (rig and rig.startswith("cpu")) or found.kind == "cpu":
+        return parse_rig(f"cpu:{world_size}")
+    if found.world_size < world_size:
+        raise UsageError(
+            f"{world_size} ranks were started, but there are {found.world_size} GPUs.",
+            f"Start {found.world_size} ranks, or train with --rig cpu.",
+        )
+    return replace(found, devices=found.devices[:world_size])
+
+
+def train_among_others(rig: Rig, make: Callable[[], Run], *, quiet: bool) -> Run:
+    """Train as one of the ranks that torchrun or srun has started; the first one makes the run for all."""
+    world = distributed.start(rig)
+    outcome: str | RigfitError = ""
+    if world.is_first:
+        try:
+            outcome = str(make().folder)
+        except RigfitError as error:
+            outcome = error
+    outcome = distributed.broadcast_object(world, outcome)
+    if isinstance(outcome, RigfitError):
+        raise outcome
+    run = Run.open(outcome)
+    with show_progress(run, is_quiet=quiet or not world.is_first):
+        worker.train(run)
+    distributed.stop()
+    return run
 
 
 def _first_host(node_list: str) -> str:

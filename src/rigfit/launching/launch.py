@@ -44,8 +44,10 @@ def launch(run: Run, *, is_quiet: bool = False) -> None:
     for old in run.logs.glob("failure-rank*.json"):
         old.unlink()
     try:
-        with show_progress(run, is_quiet=is_quiet), _threads_per_rank(plan.rig):
-            elastic_launch(_launch_config(plan.rig, run), sys.executable)("-m", "rigfit.training.worker", str(run.folder))
+        with show_progress(run, is_quiet=is_quiet), _environment_of_ranks(plan.rig):
+            elastic_launch(_launch_config(plan.rig, run), sys.executable)(
+                "-m", "rigfit.training.worker", str(run.folder)
+            )
     except ChildFailedError as failed:
         error = _explain(run, failed.failures)
     except SignalException as stopped:
@@ -57,7 +59,8 @@ def launch(run: Run, *, is_quiet: bool = False) -> None:
     else:
         return
     state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
-    run.set_status(state, step=run.status.step, total_steps=plan.total_steps, message=error.cause)
+    with contextlib.suppress(RigfitError):  # a full disk must not hide what went wrong first
+        run.set_status(state, step=run.status.step, total_steps=plan.total_steps, message=error.cause)
     raise error
 
 
@@ -81,18 +84,24 @@ def _launch_config(rig: Rig, run: Run) -> LaunchConfig:
 
 
 @contextlib.contextmanager
-def _threads_per_rank(rig: Rig) -> Iterator[None]:
-    """Share the cores among the ranks; each would otherwise start a thread for every core."""
-    threads = rig.devices[0].num_threads or max(1, rig.num_cores // rig.world_size)
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+def _environment_of_ranks(rig: Rig) -> Iterator[None]:
+    """Set what the ranks inherit: their share of the cores, and the driver's own order of the cards."""
+    wanted = {
+        # Each rank would otherwise start a thread for every core.
+        "OMP_NUM_THREADS": str(rig.devices[0].num_threads or max(1, rig.num_cores // rig.world_size)),
+        # CUDA puts the fastest card first unless told otherwise; the plan counts as the driver does.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
@@ -102,7 +111,7 @@ def show_progress(run: Run, *, is_quiet: bool) -> Iterator[None]:
         yield
         return
     stop = threading.Event()
-    with ProgressView(run.plan.total_steps) as view:
+    with ProgressView(run.plan.stage_ends) as view:
         thread = threading.Thread(target=follow, args=(run.folder, view, stop), daemon=True)
         thread.start()
         try:
@@ -118,10 +127,15 @@ def _explain(run: Run, failures: dict[int, ProcessFailure]) -> RigfitError:
         return reported
     rank, first = min(failures.items(), key=lambda item: item[1].timestamp)
     log = run.logs / f"rank{rank}.log"
-    how = f"was killed by {signal.Signals(-first.exitcode).name}" if first.exitcode < 0 else f"ended with exit code {first.exitcode}"
+    how = (
+        f"was killed by {signal.Signals(-first.exitcode).name}"
+        if first.exitcode < 0
+        else f"ended with exit code {first.exitcode}"
+    )
     tail = _tail(log)
     return RunError(
-        f"Rank {rank} {how}.{tail}", f"The whole story is in {log}; go on from the last checkpoint with: {run.resume_command}"
+        f"Rank {rank} {how}.{tail}",
+        f"The whole story is in {log}; go on from the last checkpoint with: {run.resume_command}",
     )
 
 

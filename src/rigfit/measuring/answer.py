@@ -12,13 +12,11 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rigfit.errors import DataError, RigfitError, UsageError
 from rigfit.measuring.question import Question
@@ -30,6 +28,7 @@ from rigfit.training.distributed import World
 from rigfit.training.loader import Loader, MicroBatch, Stream
 from rigfit.training.optimizer import WeightAverage, build_optimizer, set_rate
 from rigfit.training.step import StepSettings, accumulate_gradients, count_items, update_weights
+from rigfit.training.wrap import prepare_model
 from rigfit.workload import Samples, WorkloadConfig
 
 # Two passes a step: in the second, gradients are there already, as they are in any later pass and in DDP's buckets.
@@ -72,9 +71,9 @@ def run_steps(question: Question) -> dict[str, Any]:
     config, task = _build(question)
     precision.set_math_modes(allow_tf32=question.allow_tf32, deterministic=config.deterministic)
     task.train().to(device)
-    make_ready(task, config)
+    prepare_model(task, is_checkpointed=config.activation_checkpointing, is_channels_last=config.channels_last)
     world = World(rank=0, local_rank=0, size=1, device=device)
-    optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2, device=device)
+    optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2)
     set_rate(optimizer, 1e-6)
     average = WeightAverage(task, config.ema_decay) if config.ema_decay else None
     scaler = precision.build_scaler(device, question.precision)
@@ -111,7 +110,7 @@ def count_saved(question: Question) -> dict[str, Any]:
     recomputed = 0
     if config.activation_checkpointing:
         recomputed = max((_bytes_saved_in(task, block, batch) for block in task.blocks()), default=0)
-        make_ready(task, config)
+        prepare_model(task, is_checkpointed=True, is_channels_last=False)
     saved = _bytes_saved(task, batch)
     held = sum(tensor.nbytes for tensor in (*task.parameters(), *task.buffers()))
     state = _STATE_BYTES_PER_TRAINABLE * _num_trainable(task)
@@ -126,15 +125,6 @@ def _num_trainable(task: Task) -> int:
 
 def _bucket_bytes(task: Task, world_size: int) -> int:
     return _BUCKET_BYTES_PER_TRAINABLE * _num_trainable(task) if world_size > 1 else 0
-
-
-def make_ready(task: Task, config: WorkloadConfig) -> None:
-    """Apply what the config says of activations and memory format, as training does before it wraps the task."""
-    if config.activation_checkpointing:
-        for block in task.blocks():
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    if config.channels_last:
-        task.to(memory_format=torch.channels_last)
 
 
 def _build(question: Question) -> tuple[WorkloadConfig, Task]:

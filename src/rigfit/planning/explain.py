@@ -76,8 +76,9 @@ def _duration_lines(stage: StagePlan, noun: str) -> Iterator[Line]:
         seconds = duration.total_samples / stage.predicted_samples_per_second
         yield (
             "time",
-            f"about {format_seconds(seconds)} ({_prediction_source(stage)}): forward and backward of the training steps "
-            "only, without start, waiting for data, exchange between ranks, optimizer, evaluation and checkpoints",
+            f"about {format_seconds(seconds)} ({_prediction_source(stage)}): forward and backward of the training "
+            "steps only, without start, waiting for data, exchange between ranks, optimizer, evaluation and "
+            "checkpoints",
         )
     else:
         yield "time", "not estimated: the speed is unmeasured"

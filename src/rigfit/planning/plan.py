@@ -146,6 +146,11 @@ class Plan:
         """Optimizer steps over all stages whose duration is known."""
         return sum(stage.duration.total_steps for stage in self.stages if stage.duration)
 
+    @property
+    def stage_ends(self) -> tuple[int, ...]:
+        """For each stage the number of its last optimizer step, counted from the start of the run."""
+        return tuple(accumulate(stage.duration.total_steps if stage.duration else 0 for stage in self.stages))
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
 
@@ -161,9 +166,14 @@ class Plan:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise UsageError(f"This is no plan that rigfit can read: {where}: {first['msg']}.", "Make it again with `rigfit plan`.") from None
+            raise UsageError(
+                f"This is no plan that rigfit can read: {where}: {first['msg']}.", "Make it again with `rigfit plan`."
+            ) from None
         if plan.schema_version != SCHEMA_VERSION:
-            raise UsageError(f"The plan has schema version {plan.schema_version}; this rigfit reads {SCHEMA_VERSION}.", "Make it again with `rigfit plan`.")
+            raise UsageError(
+                f"The plan has schema version {plan.schema_version}; this rigfit reads {SCHEMA_VERSION}.",
+                "Make it again with `rigfit plan`.",
+            )
         return plan
 
     def with_stages(self, stages: tuple[StagePlan, ...]) -> Plan:

@@ -36,7 +36,11 @@ def load_recipe(name_or_path: str) -> Recipe:
     if name_or_path.endswith(".py"):
         return _recipe_of_file(Path(name_or_path))
     near = difflib.get_close_matches(name_or_path, RECIPES, n=1)
-    hint = f"Did you mean `{near[0]}`?" if near else f"There are: {', '.join(RECIPES)}; or give the path of your own .py file."
+    hint = (
+        f"Did you mean `{near[0]}`?"
+        if near
+        else f"There are: {', '.join(RECIPES)}; or give the path of your own .py file."
+    )
     raise UsageError(f"There is no recipe `{name_or_path}`.", hint)
 
 
@@ -56,8 +60,11 @@ def load_module(name_or_path: str) -> ModuleType:
     loaded = sys.modules.get(path.stem)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
         return loaded
-    if loaded is not None or importlib.util.find_spec(path.stem) is not None:
-        raise UsageError(f"A module named `{path.stem}` exists already, so {path.name} cannot be imported.", f"Rename the file, for example to my_{path.name}.")
+    if loaded is not None or _is_taken(path):
+        raise UsageError(
+            f"A module named `{path.stem}` exists already, so {path.name} cannot be imported.",
+            f"Rename the file, for example to my_{path.name}.",
+        )
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     try:
@@ -65,7 +72,16 @@ def load_module(name_or_path: str) -> ModuleType:
     except Exception as error:  # whatever a person's file does wrong is told, not traced
         sys.modules.pop(path.stem, None)
         line = _line_in(path, error)
-        raise UsageError(f"{path.name} cannot be imported: {type(error).__name__}: {error}{line}.", "Mend the file; `python " + name_or_path + "` shows the whole story.") from error
+        raise UsageError(
+            f"{path.name} cannot be imported: {type(error).__name__}: {error}{line}.",
+            "Mend the file; `python " + name_or_path + "` shows the whole story.",
+        ) from error
+
+
+def _is_taken(path: Path) -> bool:
+    """Return whether another module answers to the file's name, and would be imported in its place."""
+    found = importlib.util.find_spec(path.stem)
+    return found is not None and (found.origin is None or Path(found.origin).resolve() != path)
 
 
 def _line_in(path: Path, error: BaseException) -> str:
@@ -83,9 +99,14 @@ def _recipe_of_file(path: Path) -> Recipe:
     module = load_module(str(path))
     missing = [name for name in ("Config", "build", "open_data") if not hasattr(module, name)]
     if missing:
-        raise UsageError(f"{path} does not define {', '.join(missing)}.", "A task file defines Config, build(config) and open_data(config, folder): see examples/my_task.py.")
+        raise UsageError(
+            f"{path} does not define {', '.join(missing)}.",
+            "A task file defines Config, build(config) and open_data(config, folder): see examples/my_task.py.",
+        )
     if not (isinstance(module.Config, type) and issubclass(module.Config, WorkloadConfig)):
-        raise UsageError(f"Config in {path} is not a rigfit.WorkloadConfig.", "Write `class Config(rigfit.WorkloadConfig):`.")
+        raise UsageError(
+            f"Config in {path} is not a rigfit.WorkloadConfig.", "Write `class Config(rigfit.WorkloadConfig):`."
+        )
     full = str(path.resolve())
     summary = (module.__doc__ or path.stem).strip().splitlines()[0]
     return Recipe(name=full, summary=summary, config=module.Config, task_module=full, data_module=full)

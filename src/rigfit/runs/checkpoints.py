@@ -16,13 +16,12 @@ import shutil
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rigfit.runs.atomic import TEMPORARY_SUFFIX, sync_file, sync_folder, write_atomic
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-Pointer = Literal["last", "best"]
 
 _NAME = re.compile(r"step-(\d{8,})")
 _WRITING, _REPLACED, _DELETING = ".writing-", ".replaced-", ".deleting-"
@@ -92,13 +91,13 @@ def newest_good(root: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
     return None, skipped
 
 
-def point(root: Path, which: Pointer, name: str) -> None:
-    """Make the pointer file `last` or `best` name the checkpoint folder `name`."""
+def point(root: Path, which: str, name: str) -> None:
+    """Make the pointer file `which` (`last`, `best`, `stage-1`, ...) name the checkpoint folder `name`."""
     write_atomic(root / which, name + "\n")
 
 
-def pointed(root: Path, which: Pointer) -> Path | None:
-    """Return the folder that `last` or `best` names, or None where there is no pointer or it points to nothing."""
+def pointed(root: Path, which: str) -> Path | None:
+    """Return the folder that the pointer file `which` names, or None where there is none or it points to nothing."""
     try:
         name = (root / which).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
@@ -139,12 +138,12 @@ def publish(temporary: Path, name: str) -> Path:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints and what `last` and `best` name; nothing unless the newest verifies.
+    """Delete all but the `keep` newest checkpoints and what pointers name; nothing unless the newest verifies.
 
     Folders that are not whole and older than the newest go too: what a crash or a disk fault left.
     """
     whole = list_checkpoints(root)
-    kept = {*whole[-keep:], pointed(root, "last"), pointed(root, "best")}
+    kept = {*whole[-keep:], *(pointed(root, path.name) for path in root.iterdir() if path.is_file())}
     older = takewhile(lambda folder: folder != whole[-1], _folders(root)) if whole else ()
     goners = [folder for folder in older if folder not in kept]
     if not goners or verify(whole[-1], hashes=True) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Tail:
     def _new_lines(self) -> list[bytes]:
         try:
             with self.path.open("rb") as file:
-                found = self.path.stat()
+                found = os.fstat(file.fileno())  # of the file that is open, which may have been replaced by now
                 if (self.inode is not None and found.st_ino != self.inode) or found.st_size < self.offset:
                     self.offset = 0
                 self.inode = found.st_ino

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rigfit.runs.records import Record, number
-from rigfit.units import GIB, format_seconds
+from rigfit.units import GIB
 
 _UNITS = {"psnr": " dB"}
 _RANKS_SHOWN = 4
 
 
-def train_line(record: Record, *, total_steps: int, seconds_left: float | None) -> str:
+def train_line(record: Record, *, total_steps: int, time_left: str) -> str:
     """Return a training step in words."""
-    left = f"  {format_seconds(seconds_left)} left" if seconds_left else ""
+    left = f"  {time_left}" if time_left else ""
     return f"step {record['step']}/{total_steps}  {describe_numbers(record)}{left}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -25,13 +26,16 @@ class ProgressView:
     """Shows the records of a run as they come; a context manager.
 
     Args:
-        total_steps: Optimizer steps over all stages.
+        stage_ends: Number of the last optimizer step of each stage; the last one is the run's.
         console: Where to draw; standard error when absent.
         clock: Seconds, for the time left and the rhythm of plain lines.
     """
 
-    def __init__(self, total_steps: int, console: Console | None = None, *, clock: Clock = time.monotonic) -> None:
-        self.total_steps = total_steps
+    def __init__(
+        self, stage_ends: Sequence[int], console: Console | None = None, *, clock: Clock = time.monotonic
+    ) -> None:
+        self.stage_ends = tuple(stage_ends)
+        self.total_steps = self.stage_ends[-1]
         self.console = console or progress_console()
         self.pace = Pace(clock=clock)
         self.rhythm = Rhythm(clock=clock, began=clock())
@@ -51,7 +55,7 @@ class ProgressView:
         if self.bar:
             self.bar.stop()
         elif self.last and self.last["step"] != self.rhythm.shown:
-            self._say(train_line(self.last, total_steps=self.total_steps, seconds_left=None))
+            self._say(train_line(self.last, total_steps=self.total_steps, time_left=""))
 
     def update(self, record: Record) -> None:
         """Show one record of `metrics.jsonl`."""
@@ -64,12 +68,21 @@ class ProgressView:
 
     def _show_step(self, record: Record) -> None:
         self.last = record
-        left = self.pace.seconds_left(record["step"], self.total_steps)
+        shown = self._time_left(record)
         if self.bar and self.task is not None:
-            shown = f"{format_seconds(left)} left" if left else ""
             self.bar.update(self.task, completed=record["step"], numbers=describe_numbers(record), left=shown)
         elif self.rhythm.is_due(record["step"], self.total_steps):
-            self._say(train_line(record, total_steps=self.total_steps, seconds_left=left))
+            self._say(train_line(record, total_steps=self.total_steps, time_left=shown))
+
+    def _time_left(self, record: Record) -> str:
+        """Return the time left in words, of the present stage where there are several: others have other speeds."""
+        number = next((n for n, end in enumerate(self.stage_ends) if record["step"] <= end), 0)
+        left = self.pace.seconds_left(record["step"], self.stage_ends[number])
+        if not left:
+            return ""
+        return f"{format_seconds(left)} left" + (
+            f" of stage {number + 1}/{len(self.stage_ends)}" if len(self.stage_ends) > 1 else ""
+        )
 
     def _say(self, line: str, *, style: str = "") -> None:
         """Print above the bar; never cut or coloured where there is no terminal."""
@@ -77,11 +90,11 @@ class ProgressView:
 
 
 def _bar(console: Console) -> Progress:
-    """Return a bar that gives way to the numbers where the terminal is narrow."""
+    """Return a bar that gives way to the numbers where the terminal is narrow; below that the numbers wrap."""
     return Progress(
         BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
         TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[numbers]}", markup=False, table_column=Column()),
         TextColumn("{task.fields[left]}", markup=False, table_column=Column(no_wrap=True)),
         console=console,
         expand=True,

@@ -40,7 +40,8 @@ class Before:
             task.load_state_dict(self.saved.model())
             return f"resumed from {self.saved.folder.name}"
         if self.weights:
-            return f"stage {self.progress.stage} starts from stage {self.progress.stage - 1}: {load_what_fits(task, self.weights)}"
+            number = self.progress.stage + 1
+            return f"stage {number} starts from stage {number - 1}: {load_what_fits(task, self.weights)}"
         if config.init_from:
             return f"starts from {config.init_from}: {load_what_fits(task, load_weights(config.init_from))}"
         return ""

@@ -146,7 +146,11 @@ def load_weights(source: str | Path) -> dict[str, Tensor]:
     """
     path = _weights_file(Path(source))
     try:
-        loaded: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        loaded: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
         raise _unreadable(path, str(error).splitlines()[0]) from error
     except Exception as error:  # torch.load raises pickle.UnpicklingError for anything it does not trust
@@ -154,7 +158,11 @@ def load_weights(source: str | Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    tensors = {strip_prefixes(name): value for name, value in loaded.items() if isinstance(value, Tensor)} if isinstance(loaded, dict) else {}
+    tensors = (
+        {strip_prefixes(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+        if isinstance(loaded, dict)
+        else {}
+    )
     if not tensors:
         raise _unreadable(path, "it holds no named tensors")
     return tensors
@@ -177,15 +185,21 @@ def _weights_file(source: Path) -> Path:
     if source.is_file():
         return source
     if (source / "checkpoints").is_dir():
-        found = checkpoints.pointed(source / "checkpoints", "best") or checkpoints.pointed(source / "checkpoints", "last")
+        found = checkpoints.pointed(source / "checkpoints", "best") or checkpoints.pointed(
+            source / "checkpoints", "last"
+        )
         if found is None:
             raise UsageError(f"The run {source} has no checkpoint yet.", "Train it first, or name another run.")
         return weights_in(found)
     for folder in (source, source / "export"):
         if (folder / "model.safetensors").is_file():
             return weights_in(folder)
-    raise UsageError(f"There are no weights at {source}.", "Name a run folder, an export folder, or a .safetensors file.")
+    raise UsageError(
+        f"There are no weights at {source}.", "Name a run folder, an export folder, or a .safetensors file."
+    )
 
 
 def _unreadable(path: Path, why: str) -> UsageError:
-    return UsageError(f"The weights in {path} cannot be read: {why}.", "Name a run folder, an export folder, or a .safetensors file.")
+    return UsageError(
+        f"The weights in {path} cannot be read: {why}.", "Name a run folder, an export folder, or a .safetensors file."
+    )

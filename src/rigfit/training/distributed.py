@@ -16,7 +16,7 @@ from rigfit.hardware.rig import Rig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """This process among the others.
+    """One process among the others.
 
     Args:
         rank: This process's number, 0 to `size` - 1.

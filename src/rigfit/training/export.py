@@ -42,20 +42,26 @@ def export(run: Run, out: Path | None = None) -> Path:
 
 
 def chosen_checkpoint(run: Run, which: str) -> Saved:
-    """Return the checkpoint that `best`, `last` or a path names.
+    """Return the checkpoint that `best`, `last`, `stage-1` (the best of a stage that is over) or a path names.
 
     Raises:
         RunError: There is none, or it is not whole.
     """
     if which == "best":
         found = checkpoints.pointed(run.checkpoints, "best") or checkpoints.pointed(run.checkpoints, "last")
-    elif which == "last":
-        found = checkpoints.pointed(run.checkpoints, "last")
+    elif which == "last" or which.startswith("stage-"):
+        found = checkpoints.pointed(run.checkpoints, which)
     else:
         found = Path(which)
     if found is None:
-        raise RunError(f"The run {run.folder} has no checkpoint yet.", f"Train it first: {run.resume_command}")
+        raise RunError(
+            f"The run {run.folder} has no checkpoint `{which}` yet.",
+            f"Name another one, or go on: {run.resume_command}",
+        )
     reason = checkpoints.verify(found, hashes=True)
     if reason:
-        raise RunError(f"The checkpoint {found} cannot be used: {reason}.", "Name another one with --checkpoint, or resume the run.")
+        raise RunError(
+            f"The checkpoint {found} cannot be used: {reason}.",
+            "Name another one with --checkpoint, or resume the run.",
+        )
     return read(found)

@@ -187,4 +187,3 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool) -> Bat
                 value = value.contiguous(memory_format=torch.channels_last)
         moved[name] = value
     return moved
-

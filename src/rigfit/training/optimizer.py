@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def build_optimizer(model: nn.Module, *, weight_decay: float, beta2: float, device: torch.device) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, *, weight_decay: float, beta2: float) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters of `model`.
 
     Matrices decay; vectors (norms, biases) and positional or class embeddings, which have a leading 1, do not.
@@ -19,9 +19,11 @@ def build_optimizer(model: nn.Module, *, weight_decay: float, beta2: float, devi
     decay = [parameter for parameter in trainable if _decays(parameter)]
     rest = [parameter for parameter in trainable if not _decays(parameter)]
     groups = [
-        {"params": members, "weight_decay": amount} for members, amount in ((decay, weight_decay), (rest, 0.0)) if members
+        {"params": members, "weight_decay": amount}
+        for members, amount in ((decay, weight_decay), (rest, 0.0))
+        if members
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), fused=device.type in ("cuda", "cpu"))
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), fused=True)
 
 
 def _decays(parameter: nn.Parameter) -> bool:

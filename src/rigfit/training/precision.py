@@ -30,5 +30,7 @@ def set_math_modes(*, allow_tf32: bool, deterministic: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allow_tf32
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, see torch.use_deterministic_algorithms
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS asks for it, see torch.use_deterministic_algorithms
     torch.use_deterministic_algorithms(deterministic)

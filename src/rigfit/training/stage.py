@@ -80,7 +80,7 @@ class Stage:
             log.log_event(progress.step, report)
         task.train().to(world.device)
         model = wrap(task, stage, world)
-        optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2, device=world.device)
+        optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2)
         load_optimizer_state(task, optimizer, before.moments())
         scaler = precision.build_scaler(world.device, stage.precision)
         average = WeightAverage(task, config.ema_decay) if config.ema_decay else None
@@ -135,7 +135,7 @@ class Stage:
             share = accumulate_gradients(
                 self.model, micro_batches, num_items=num_items, world=self.world, scaler=self.scaler, settings=settings
             )
-            norm = update_weights(self.task, self.optimizer, self.scaler, clip_grad_norm=settings.clip_grad_norm)
+            norm = update_weights(self.model, self.optimizer, self.scaler, clip_grad_norm=settings.clip_grad_norm)
             if self.average:
                 self.average.update(self.task)
             self.advance(num_samples)
@@ -237,7 +237,9 @@ class Stage:
                 )
             )
             if self.progress.stopped_early:
-                self.log.log_event(self.progress.step, f"stopped early: {name} has not improved for {patience} evaluations")
+                self.log.log_event(
+                    self.progress.step, f"stopped early: {name} has not improved for {patience} evaluations"
+                )
         return is_best
 
     def measure(self, task: Task) -> dict[str, float]:
@@ -294,10 +296,14 @@ def require_duration(stage: StagePlan, splits: Splits, run: Run) -> Duration:
         RunError: The plan was made for other data.
     """
     planned = stage.duration
-    if planned is None or (planned.num_train_samples, planned.num_validation_samples) != (len(splits.train), len(splits.validation)):
+    if planned is None or (planned.num_train_samples, planned.num_validation_samples) != (
+        len(splits.train),
+        len(splits.validation),
+    ):
         expected = f"{planned.num_train_samples} + {planned.num_validation_samples}" if planned else "no"
         raise RunError(
-            f"The plan counts {expected} samples, the data in {run.data} hold {len(splits.train)} + {len(splits.validation)}.",
+            f"The plan counts {expected} samples to train on and to evaluate on, "
+            f"the data in {run.data} hold {len(splits.train)} + {len(splits.validation)}.",
             "Start a new run with `rigfit train`.",
         )
     return planned

@@ -52,6 +52,9 @@ def accumulate_gradients(
         model: The task, as it is or wrapped for several ranks.
         micro_batches: This rank's share.
         num_items: Counted items of the step over all ranks and micro-batches: the one divisor.
+        world: This rank among the others.
+        scaler: The loss scaler; a pass-through unless precision is fp16.
+        settings: What the plan decided.
 
     Returns:
         This rank's share of the mean loss, shape (), detached. The shares of all ranks add up to it.
@@ -99,5 +102,6 @@ def update_weights(
     norm = full_tensor(nn.utils.clip_grad_norm_(parameters, limit))
     scaler.step(optimizer)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    # Under DDP gradients are views into its buckets: letting go of them would hold both until the next exchange.
+    optimizer.zero_grad(set_to_none=not isinstance(model, DistributedDataParallel))
     return norm.detach()

@@ -12,7 +12,9 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from rigfit.errors import RigfitError
+import torch
+
+from rigfit.errors import DoesNotFitError, RigfitError
 from rigfit.runs import checkpoints
 from rigfit.runs.metrics import MetricsLog
 from rigfit.runs.run import Run
@@ -44,6 +46,8 @@ def train(run: Run) -> None:
             if world.is_first:
                 run.set_status("running", step=before.progress.step, total_steps=plan.total_steps, message="")
             stage.run_to_end()
+            if world.is_first:
+                keep_best_of_stage(run, before.progress.stage)
             before = stage.carry_over()
         if world.is_first:
             export(run)
@@ -52,6 +56,13 @@ def train(run: Run) -> None:
     finally:
         if log:
             log.close()
+
+
+def keep_best_of_stage(run: Run, number: int) -> None:
+    """Keep the best checkpoint of the stage that is over under the name `stage-1`, `stage-2`, ..."""
+    best = checkpoints.pointed(run.checkpoints, "best") or checkpoints.pointed(run.checkpoints, "last")
+    if best:
+        checkpoints.point(run.checkpoints, f"stage-{number + 1}", best.name)
 
 
 def newest_checkpoint(run: Run, world: World) -> Saved | None:
@@ -92,6 +103,10 @@ def main(folder: str) -> int:
     except RigfitError as error:
         _report(run, rank, error)
         return error.exit_code
+    except torch.OutOfMemoryError as error:
+        traceback.print_exc()
+        _report(run, rank, out_of_memory(run, rank, error))
+        return DoesNotFitError.exit_code
     except KeyboardInterrupt:
         return 130
     except BaseException:
@@ -100,6 +115,17 @@ def main(folder: str) -> int:
     finally:
         distributed.stop()
     return 0
+
+
+def out_of_memory(run: Run, rank: int, error: torch.OutOfMemoryError) -> DoesNotFitError:
+    """Return what to tell when a rank's device has no memory left, with a smaller micro-batch of the same batch."""
+    sizes = [stage.layout.largest_micro_batch for stage in run.plan.stages]
+    smaller = [f"micro_batch_size={max(sizes) // 2}"] if max(sizes) % 2 == 0 else []
+    ways = " or ".join([*smaller, "activation_checkpointing=true"])
+    return DoesNotFitError(
+        f"Rank {rank} ran out of memory with a micro-batch of {max(sizes)}: {str(error).splitlines()[0]}",
+        f"Start a new run with {ways}: the effective batch stays, init_from={run.folder} keeps the weights.",
+    )
 
 
 def _write_output_to(log: Path) -> None:

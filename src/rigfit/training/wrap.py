@@ -20,11 +20,16 @@ from rigfit.workload import Strategy
 
 def wrap(task: Task, stage: StagePlan, world: World) -> nn.Module:
     """Return the module whose forward trains `task` on all ranks. `task` itself keeps its parameter names."""
-    if stage.activation_checkpointing:
-        _checkpoint_blocks(task)
-    if stage.channels_last:
-        task.to(memory_format=torch.channels_last)
+    prepare_model(task, is_checkpointed=stage.activation_checkpointing, is_channels_last=stage.channels_last)
     return wrap_for(task, strategy=stage.strategy, world=world)
+
+
+def prepare_model(task: Task, *, is_checkpointed: bool, is_channels_last: bool) -> None:
+    """Apply what concerns one rank alone: recomputation of blocks, memory format."""
+    if is_checkpointed:
+        checkpoint_blocks(task)
+    if is_channels_last:
+        task.to(memory_format=torch.channels_last)
 
 
 def wrap_for(task: Task, *, strategy: Strategy, world: World) -> nn.Module:
@@ -40,11 +45,14 @@ def wrap_for(task: Task, *, strategy: Strategy, world: World) -> nn.Module:
     )
 
 
-def _checkpoint_blocks(task: Task) -> None:
+def checkpoint_blocks(task: Task) -> None:
     """Recompute each block in backward. Replacing `forward` keeps parameter names, which a wrapper would change."""
     blocks = task.blocks()
     if not blocks:
-        raise UsageError("This task names no blocks to checkpoint.", "Train without activation_checkpointing, or give the task `blocks()`.")
+        raise UsageError(
+            "This task names no blocks to checkpoint.",
+            "Train without activation_checkpointing, or give the task `blocks()`.",
+        )
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 

@@ -43,6 +43,11 @@ def build(config: AutoencoderConfig) -> AutoencoderTask:
     return AutoencoderTask(config)
 
 
+def example_batch(config: AutoencoderConfig, micro_batch_size: int) -> Batch:
+    """Return a batch of the right shapes, for counting memory where there are no data."""
+    return {"image": torch.zeros(micro_batch_size, 3, config.img_size, config.img_size, dtype=torch.uint8)}
+
+
 class AutoencoderTask(Task):
     """ViT encoder, latent, decoder; the loss is the summed squared or absolute error of the pixels.
 

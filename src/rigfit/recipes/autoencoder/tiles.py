@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from rigfit.errors import DataError, UsageError
-from rigfit.images.decode import SUFFIXES, Decoded, UnreadableImageError, read_image
+from rigfit.images.decode import SUFFIXES, read_image
+from rigfit.images.decoded import Decoded, UnreadableImageError
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as a long function advances."""

@@ -1,0 +1,195 @@
+"""From what a person asks for to a run folder that is ready to train: data looked at, plan made, folder filled."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rigfit.aliases import resolve_aliases
+from rigfit.errors import RunError, UsageError
+from rigfit.hardware.parse import parse_rig
+from rigfit.hardware.rig import Rig
+from rigfit.measuring.probe import estimate_on_cpu, probe
+from rigfit.overrides import build_workload
+from rigfit.planning.explain import explain
+from rigfit.planning.make import make_plan, move_to, with_data
+from rigfit.planning.plan import Plan, Profile
+from rigfit.planning.precision import choose_precision
+from rigfit.recipes import load_module, load_recipe
+from rigfit.runs.run import Run
+from rigfit.runs.step_bar import step_bar
+from rigfit.workload import RUN_WIDE_KEYS, Recipe, Workload, WorkloadConfig
+from rigfit.yaml12 import read_yaml
+
+# What may still be said when a plan is carried out; everything else was decided when it was made.
+_KEYS_BESIDE_A_PLAN = frozenset({"data", "out", "name"})
+
+
+def workload_of(recipe: str, config_file: str | None, overrides: Mapping[str, Any]) -> Workload:
+    """Return what is to be trained, from a recipe, a YAML file and keys that win over it."""
+    found = load_recipe(recipe)
+    values: dict[str, Any] = {}
+    for given in (read_yaml(config_file) if config_file else {}, overrides):  # each by itself: the second wins
+        resolved, hints = resolve_aliases(given, found.config)
+        values |= resolved
+        for hint in hints:
+            print(hint, file=sys.stderr)
+    return build_workload(found, values)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """Give a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="rigfit-") as folder:
+        yield Path(folder)
+
+
+def prepare(recipe: Recipe, config: WorkloadConfig, folder: Path) -> bool:
+    """Prepare the data once per run into `folder`; return whether there are data to open."""
+    module = load_module(recipe.data_module)
+    prepare_data = getattr(module, "prepare_data", None)
+    if prepare_data is None:
+        return True  # the task file finds its own data
+    if config.data is None:
+        return False
+    with step_bar("looking at the data") as progress:
+        prepare_data(config, folder, progress)
+    return True
+
+
+def plan_of(workload: Workload, rig: Rig, folder: Path | None) -> Plan:
+    """Return the plan, with durations where the data are known."""
+    sizes: list[tuple[int, int]] | None = None
+    facts: list[str] = []
+    if folder is not None:
+        splits = [
+            load_module(workload.recipe.data_module).open_data(config, folder) for config in workload.stage_configs
+        ]
+        sizes = [(len(split.train), len(split.validation)) for split in splits]
+        facts = list(dict.fromkeys(fact for split in splits for fact in split.facts))
+    profiles = [_profile(workload.recipe, config, rig, folder) for config in workload.stage_configs]
+    return make_plan(workload, rig, profiles, facts=facts, data_sizes=sizes)
+
+
+def _profile(recipe: Recipe, config: WorkloadConfig, rig: Rig, folder: Path | None) -> Profile | None:
+    """Return what a pass costs, measured where the rig is here; None where the person gives the micro-batch."""
+    if config.micro_batch_size is not None:
+        return None
+    precision, _, _ = choose_precision(rig, config.precision)
+    if rig.is_here and folder is not None:
+        return probe(recipe, config, rig, precision, folder=folder)
+    return estimate_on_cpu(recipe, config, rig, folder=folder)
+
+
+def new_run(
+    target: str | Plan, rig: Rig | None, config_file: str | None, overrides: dict[str, Any], *, quiet: bool
+) -> Run:
+    """Prepare data, plan, and make the run folder; nothing stays behind when any of it fails."""
+    with scratch() as folder:
+        if isinstance(target, Plan) or target.endswith(".json"):
+            planned, given = _planned(target, rig, overrides)
+            recipe = load_recipe(planned.recipe)
+            config = _run_config(recipe, planned)
+            if not prepare(recipe, config, folder):
+                raise _no_data()
+            splits = [
+                load_module(recipe.data_module).open_data(
+                    recipe.config.model_validate_json(json.dumps(stage.config)), folder
+                )
+                for stage in planned.stages
+            ]
+            facts = dict.fromkeys(fact for split in splits for fact in split.facts if fact not in planned.facts)
+            planned = with_data(planned, [(len(split.train), len(split.validation)) for split in splits], tuple(facts))
+        else:
+            workload = workload_of(target, config_file, overrides)
+            recipe, config, given = workload.recipe, workload.config, overrides
+            if not prepare(recipe, config, folder):
+                raise _no_data()
+            planned = plan_of(workload, rig or parse_rig(None), folder)
+        _require_here(planned.rig)
+        run = Run.create(planned, given=given, out=config.out, name=config.name)
+        shutil.copytree(folder, run.data, dirs_exist_ok=True)
+    if not quiet:
+        print(explain(planned))
+        print(f"\nrun folder  {run.folder}\n", flush=True)
+    return run
+
+
+def _planned(target: str | Plan, rig: Rig | None, overrides: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
+    """Return a plan that was made before, with the few things that may be said beside it."""
+    planned = target if isinstance(target, Plan) else Plan.from_json(_read_plan(Path(target)))
+    refused = [key for key in overrides if key not in _KEYS_BESIDE_A_PLAN]
+    if refused:
+        raise UsageError(
+            f"`{refused[0]}` was decided when the plan was made.",
+            "Make a new plan, or give only data, out and name beside this one.",
+        )
+    if rig is not None and rig.devices != planned.rig.devices:
+        planned = move_to(planned, rig, [None] * len(planned.stages))
+    stages = tuple(replace(stage, config=stage.config | overrides) for stage in planned.stages)
+    return planned.with_stages(stages), overrides
+
+
+def _run_config(recipe: Recipe, planned: Plan) -> WorkloadConfig:
+    """Return the config of the whole run, its stages included, as preparing the data wants it."""
+    stages = [
+        {key: value for key, value in stage.config.items() if key not in RUN_WIDE_KEYS} for stage in planned.stages
+    ]
+    values = planned.stages[0].config | {"stages": stages if len(stages) > 1 else []}
+    return recipe.config.model_validate_json(json.dumps(values))
+
+
+def _read_plan(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"The plan {path} cannot be read: {error.strerror}.", "Write one with `rigfit plan RECIPE --out plan.json`."
+        ) from error
+
+
+def _no_data() -> UsageError:
+    return UsageError("There are no data to train on.", "Give data=DIR, or data=sample for a small procedural set.")
+
+
+def _require_here(rig: Rig) -> None:
+    if not rig.is_here:
+        raise UsageError(
+            f"The plan is for {rig.describe()}, which this machine does not have.",
+            "Train on a machine that has it, or plan with --rig for this one.",
+        )
+
+
+def ready_to_resume(run: Run, rig: Rig | None, *, quiet: bool) -> Run:
+    """Check that the run can go on, move its plan to `rig` where that is another, and say so."""
+    if run.status.state == "finished":
+        raise RunError(
+            f"The run {run.folder} is finished.",
+            f"Evaluate it with `rigfit eval {run.folder}`, or start another one from it with init_from={run.folder}.",
+        )
+    planned = run.plan
+    now = rig or _same_rig(planned.rig)
+    if now.devices != planned.rig.devices:
+        _require_here(now)
+        recipe = load_recipe(planned.recipe)
+        configs = [recipe.config.model_validate_json(json.dumps(stage.config)) for stage in planned.stages]
+        moved = move_to(planned, now, [None] * len(planned.stages), refusals=[config.refusal for config in configs])
+        run.amend_plan(moved, f"resumed on {now.describe()}")
+        planned = moved
+    if not quiet:
+        print(explain(planned), flush=True)
+    return run
+
+
+def _same_rig(planned: Rig) -> Rig:
+    """Return as much of the planned rig as this machine has now."""
+    if planned.kind == "cpu":
+        return parse_rig(f"cpu:{planned.world_size}")
+    return parse_rig(None)

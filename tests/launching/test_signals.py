@@ -1,0 +1,40 @@
+"""Polite stops: the step is finished, the run saved, the exit code 128 + signal, and resume ends where it would have."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import rigfit
+
+TOY = str(Path(__file__).parents[1] / "toy_task.py")
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_resume_goes_on(number: signal.Signals, exit_code: int, tmp_path: Path) -> None:
+    words = ["train", TOY, f"out={tmp_path}", "name=stopped", "epochs=1000", "max_steps=2000", "save_every_steps=2000"]
+    command = [sys.executable, "-m", "rigfit.cli", *words, "eval_every_steps=2000", "--rig", "cpu:2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        log = tmp_path / "toy_task" / "stopped" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (log.exists() and b'"train"' in log.read_bytes()) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+        process.send_signal(number)
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == exit_code, told
+    assert "rigfit resume" in told
+    assert "Traceback" not in told
+    run = rigfit.Run.open(tmp_path / "toy_task" / "stopped")
+    stopped_at = run.status.step
+    assert run.status.state == "interrupted"
+    assert 0 < stopped_at < 2000
+    rigfit.resume(run, quiet=True)
+    steps = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in steps if record["kind"] == "train"] == list(range(1, 2001))
+    assert run.status.state == "finished"

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rigfit.errors import DataError, DoesNotFitError, TrainingError, UsageError
+from rigfit.hardware.rig import Device, Rig
+from rigfit.measuring.answer import count_saved
+from rigfit.measuring.probe import draw_lines, estimate_on_cpu, probe
+from rigfit.measuring.question import Cost, Question
+from rigfit.planning.plan import Profile, Source
+from rigfit.recipes import load_recipe
+from rigfit.units import GIB, MIB
+
+TOY = Path(__file__).with_name("countable_task.py")
+CPU = Device(
+    kind="cpu", name="CPU", index=0, memory_bytes=8 * GIB, capability=(0, 0), num_threads=1, source="this machine"
+)
+
+# Weights and biases of Linear(16, 32) and Linear(32, 4).
+NUM_PARAMETERS = 16 * 32 + 32 + 32 * 4 + 4
+# Kept for backward per sample, float32: the first input, what tanh gave, and what is squared.
+SAVED_PER_SAMPLE = 4 * (16 + 32 + 4)
+
+costs = st.builds(Cost, peak_bytes=st.integers(0, 2**40), seconds=st.floats(0, 1e4))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "num_samples.txt").write_text("5")
+    return tmp_path
+
+
+def cpu_ranks(world_size: int) -> Rig:
+    return Rig(devices=(CPU,) * world_size, num_cores=2, is_here=True)
+
+
+def measure(folder: Path, *, share: int = 4, **config) -> Profile:
+    recipe = load_recipe(str(TOY))
+    stage = recipe.config(effective_batch_size=share, **config)
+    return probe(recipe, stage, cpu_ranks(1), "fp32", folder=folder)
+
+
+def estimate(folder: Path | None, *, world_size: int = 1, **config) -> Profile:
+    recipe = load_recipe(str(TOY))
+    return estimate_on_cpu(recipe, recipe.config(**config), cpu_ranks(world_size), folder=folder)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_before_anything_is_measured():
+    with pytest.raises(UsageError, match="3 CPU ranks cannot share an effective batch of 32 equally"):
+        estimate(None, world_size=3)
+
+
+def test_a_probe_measures_time_and_memory_of_real_steps_at_two_sizes(folder):
+    profile = measure(folder, share=16)
+    assert (profile.smallest_measured, profile.largest_measured) == (2, 8)
+    assert profile.source is Source.MEASURED
+    # An interpreter with torch takes tens of MiB at least; a toy adds nothing that counts.
+    assert 50 * MIB < profile.peak_bytes(8) < 4 * GIB
+    assert profile.samples_per_second(8) > 0
+
+
+def test_large_activations_show_in_the_slope(folder):
+    # One kept tensor of 4 bytes x 32 x copies = 32 MiB per sample; a few of that size live for a moment in backward.
+    profile = measure(folder, share=4, num_copies=MIB // 4)
+    assert (profile.smallest_measured, profile.largest_measured) == (1, 4)
+    assert 32 * MIB <= profile.bytes_per_sample <= 5 * 32 * MIB
+
+
+def test_out_of_memory_halves_the_larger_size_until_it_fits(folder):
+    profile = measure(folder, share=4, memory_ends_above=2)
+    assert (profile.smallest_measured, profile.largest_measured) == (1, 2)
+
+
+def test_out_of_memory_at_the_smallest_size_does_not_fit(folder):
+    with pytest.raises(DoesNotFitError, match="CPU ran out of memory in a step of 1 sample per pass"):
+        measure(folder, share=1, memory_ends_above=0)
+
+
+def test_what_fails_in_a_persons_task_is_told_with_its_line(folder):
+    with pytest.raises(TrainingError, match=r"ValueError: a mistake in the task \(countable_task.py line \d+\)"):
+        measure(folder, mistake=True)
+
+
+def test_no_samples_is_an_error_of_the_data(folder):
+    (folder / "num_samples.txt").write_text("0")
+    with pytest.raises(DataError, match="There are no training samples to measure a step with"):
+        measure(folder)
+
+
+def test_sizes_that_the_workload_refuses_are_not_measured(folder):
+    with pytest.raises(UsageError, match="No micro-batch up to 1 can be trained: two samples are needed"):
+        measure(folder, share=1, refuses_one=True)
+    profile = measure(folder, share=2, refuses_one=True)
+    assert (profile.smallest_measured, profile.largest_measured) == (2, 2)
+
+
+def test_an_estimate_counts_what_can_be_counted_by_hand(folder):
+    profile = estimate(folder)
+    assert profile.bytes_per_sample == SAVED_PER_SAMPLE
+    assert profile.fixed_bytes == 16 * NUM_PARAMETERS
+    assert profile.source is Source.ESTIMATED
+    assert profile.samples_per_second(1) == 0.0
+
+
+def counted(micro_batch_size: int, *, world_size: int = 1, **config) -> int:
+    """Count in this process what `estimate` counts in another: without data, from the task's own example."""
+    recipe = load_recipe(str(TOY))
+    question = Question.of(
+        "saved",
+        recipe.name,
+        recipe.config(**config),
+        None,
+        CPU,
+        micro_batch_size=micro_batch_size,
+        precision="fp32",
+        allow_tf32=False,
+        world_size=world_size,
+    )
+    return count_saved(question)["peak_bytes"]
+
+
+def test_buckets_and_a_weight_average_add_four_bytes_per_parameter_each():
+    expected = (16 + 4 + 4) * NUM_PARAMETERS + 3 * SAVED_PER_SAMPLE
+    assert counted(3, world_size=2, ema_decay=0.9) == expected
+
+
+def test_without_data_or_example_the_micro_batch_is_asked_for(tmp_path):
+    source = TOY.read_text()
+    task = tmp_path / "task_without_example.py"
+    task.write_text(source[: source.index("def example_batch")])
+    recipe = load_recipe(str(task))
+    with pytest.raises(UsageError, match="its memory cannot be estimated") as caught:
+        estimate_on_cpu(recipe, recipe.config(), cpu_ranks(1), folder=None)
+    assert "micro_batch_size=8" in caught.value.remedy
+
+
+def test_recomputed_blocks_count_once_more_while_backward_needs_them():
+    # Kept: input, the block's result (input of the head) and what is squared; recomputed: the block's result.
+    expected = 16 * NUM_PARAMETERS + 3 * (SAVED_PER_SAMPLE + 4 * 32)
+    assert counted(3, activation_checkpointing=True) == expected
+
+
+@given(costs, costs)
+def test_lines_are_never_negative_and_hold_the_larger_measurement(first, last):
+    profile = draw_lines({2: first, 8: last}, ran_out_above=False, source=Source.MEASURED)
+    assert profile.bytes_per_sample >= 0
+    assert profile.fixed_bytes >= 0
+    assert profile.peak_bytes(8) >= last.peak_bytes
+    assert profile.fixed_seconds >= 0
+    assert profile.seconds_per_sample >= 0
+    assert profile.fixed_seconds + 8 * profile.seconds_per_sample == pytest.approx(last.seconds)
+
+
+def test_a_straight_line_is_found_exactly():
+    first, last = Cost(peak_bytes=100 + 2 * 30, seconds=1.5), Cost(peak_bytes=100 + 8 * 30, seconds=3.0)
+    profile = draw_lines({2: first, 8: last}, ran_out_above=False, source=Source.MEASURED)
+    assert (profile.fixed_bytes, profile.bytes_per_sample) == (100, 30)
+    assert (profile.fixed_seconds, profile.seconds_per_sample) == (1.0, 0.25)
+
+
+def test_a_single_size_is_all_fixed_unless_more_ran_out_of_memory():
+    only = {1: Cost(peak_bytes=70, seconds=1.0)}
+    assert draw_lines(only, ran_out_above=False, source=Source.MEASURED).peak_bytes(2) == 70
+    assert draw_lines(only, ran_out_above=True, source=Source.MEASURED).peak_bytes(2) == 140

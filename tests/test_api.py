@@ -1,0 +1,77 @@
+"""The Python face does what the command line does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import rigfit
+
+TOY = str(Path(__file__).parent / "toy_task.py")
+
+
+def test_a_plan_for_cards_that_are_not_here_needs_no_data() -> None:
+    plan = rigfit.plan("autoencoder", rig="2x titan-rtx", img_size=64, embed_dim=64, num_layers=2)
+    stage = plan.stages[0]
+    assert stage.layout.world_size == 2
+    assert stage.layout.effective_batch_size == 64
+    assert stage.precision == "fp16"
+    assert stage.predicted_peak_bytes is not None
+    assert stage.predicted_samples_per_second is None
+    assert stage.duration is None
+
+
+def test_a_plan_for_cards_that_are_not_here_is_not_trained(tmp_path: Path) -> None:
+    plan = rigfit.plan(TOY, rig="2x titan-rtx")
+    with pytest.raises(rigfit.UsageError, match="does not have"):
+        rigfit.train(plan, out=str(tmp_path), quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_is_trained_as_it_was_made(tmp_path: Path) -> None:
+    plan = rigfit.plan(TOY, rig="cpu:1", max_steps=3, effective_batch_size=6, micro_batch_size=3)
+    path = tmp_path / "plan.json"
+    path.write_text(plan.to_json())
+    from_object = rigfit.train(plan, out=str(tmp_path), name="object", quiet=True)
+    from_file = rigfit.train(str(path), out=str(tmp_path), name="file", quiet=True)
+    for run in (from_object, from_file):
+        assert run.plan.stages[0].layout == plan.stages[0].layout
+        assert run.status.state == "finished"
+        assert run.status.step == 3
+    losses = [
+        [r["loss"] for r in map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines()) if "loss" in r]
+        for run in (from_object, from_file)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_what_was_decided_in_a_plan_is_not_overridden(tmp_path: Path) -> None:
+    plan = rigfit.plan(TOY, rig="cpu:1")
+    with pytest.raises(rigfit.UsageError, match="`lr` was decided"):
+        rigfit.train(plan, lr=1e-3, out=str(tmp_path))
+
+
+def test_the_second_of_two_names_for_one_key_wins_from_the_command_line(tmp_path: Path) -> None:
+    config = tmp_path / "asked.yaml"
+    config.write_text("batch: 16\nlr: 3e-5\n")
+    plan = rigfit.plan(TOY, rig="cpu:1", config_file=str(config), effective_batch_size=8)
+    assert plan.stages[0].layout.effective_batch_size == 8
+    assert plan.stages[0].learning_rate == 3e-5
+
+
+def test_early_stopping_ends_a_stage_that_no_longer_improves(tmp_path: Path) -> None:
+    """With a rate of next to nothing the first evaluation stays the best up to rounding; two more end it."""
+    run = rigfit.train(
+        TOY,
+        rig="cpu:1",
+        out=str(tmp_path),
+        quiet=True,
+        lr=1e-30,
+        epochs=50,
+        eval_every_steps=1,
+        early_stopping_patience=2,
+    )
+    assert run.status.step == 3
+    assert "stopped early" in (run.folder / "metrics.jsonl").read_text()

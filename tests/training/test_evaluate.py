@@ -1,0 +1,47 @@
+"""Held-out metrics are the same number on 1, 2 and 3 ranks: nothing padded, nothing twice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rigfit.planning.plan import BatchLayout
+from rigfit.training.distributed import World
+from rigfit.training.evaluate import evaluate
+from rigfit.training.wrap import wrap_for
+from tests.numerics.masked import MaskedSamples, MaskedTask
+from tests.ranks import run_on_ranks
+
+
+def measure(world: World, micro_batch_size: int, num_samples: int, strategy: str) -> dict[str, float]:
+    torch.manual_seed(0)
+    task = MaskedTask()
+    wrap_for(task, strategy=strategy, world=world)
+    layout = BatchLayout(micro_batch_sizes=(micro_batch_size,) * world.size, accumulation_steps=2)
+    return evaluate(task, MaskedSamples(num_samples), layout=layout, world=world, precision="fp32", num_workers=0)
+
+
+def measure_all(world: World) -> list[dict[str, float]]:
+    sizes = [(3, 11, "ddp"), (4, 1, "ddp"), (2, 25, "ddp"), (2, 25, "fully_shard")]
+    return [measure(world, micro, num, strategy) for micro, num, strategy in sizes]
+
+
+def mean_over_counted_tokens(num_samples: int) -> float:
+    torch.manual_seed(0)
+    task, samples = MaskedTask(), MaskedSamples(num_samples)
+    total, count = 0.0, 0
+    for index in range(num_samples):
+        predicted = task.second(torch.tanh(task.first(torch.as_tensor(samples.inputs[index])))).squeeze(-1)
+        kept = int(samples.counts[index])
+        total += float((predicted - torch.as_tensor(samples.targets[index])).square()[:kept].sum())
+        count += kept
+    return total / count
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_metrics_do_not_depend_on_the_ranks(num_ranks: int) -> None:
+    alone = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+    found = run_on_ranks(measure_all, num_ranks) if num_ranks > 1 else [measure_all(alone)]
+    for rank in found:
+        for metrics, num_samples in zip(rank, (11, 1, 25, 25), strict=True):
+            assert metrics["loss"] == pytest.approx(mean_over_counted_tokens(num_samples), rel=1e-12)
