@@ -21,9 +21,9 @@ run=runs/autoencoder/demo-$number
 say() { printf '\n$ %s\n' "$*"; "$@"; }
 
 # Sized for about three minutes of training on two slow cores.
-say "$rigfit" train autoencoder --rig "$rig" data=sample "name=demo-$number" img_size=64 patch_size=8 embed_dim=128 \
-    num_layers=3 decoder_dim=128 decoder_layers=2 augment=flips "effective_batch_size=$effective_batch" lr=2e-3 \
-    epochs=160 eval_every_steps=160
+say "$rigfit" train autoencoder --rig "$rig" data=sample "name=demo-$number" img_size=128 embed_dim=192 num_heads=6 \
+    num_layers=4 decoder_dim=192 decoder_layers=2 augment=flips "effective_batch_size=$effective_batch" lr=1e-3 \
+    epochs=40 eval_every_steps=80
 say "$rigfit" eval "$run"
 say "$rigfit" autoencoder reconstruct "$run"
 
