@@ -229,10 +229,10 @@ def test_a_file_that_is_no_picture_is_refused(trained: Trained, tmp_path: Path) 
 
 def test_without_held_out_tiles_reconstruct_points_to_all_of_them(tmp_path: Path) -> None:
     trained = toy_trained(num_validation=0)
-    with pytest.raises(UsageError, match="at least 1 validation tiles; the run has 0 validation, 8 train") as caught:
+    with pytest.raises(UsageError, match="at least 1 validation tile; the run has 0 validation, 8 train") as caught:
         verbs.reconstruct(trained, out=tmp_path)
-    assert caught.value.remedy == "Use split `all`."
-    assert "8 all tiles" in verbs.reconstruct(trained, out=tmp_path, split="all")
+    assert caught.value.remedy == "Use split=all."
+    assert "mean over 8 tiles (all)" in verbs.reconstruct(trained, out=tmp_path, split="all")
 
 
 @pytest.mark.parametrize("verb", [verbs.cluster, verbs.generate, verbs.similar])

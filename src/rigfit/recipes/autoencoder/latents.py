@@ -62,12 +62,10 @@ class Tiles:
         if len(self) < at_least:
             which = "" if split == "all" else f"{split} "
             counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
-            remedy = (
-                "Use --split all."
-                if split != "all" and sum(map(len, parts.values())) >= at_least
-                else "Train on more tiles."
-            )
-            raise UsageError(f"This needs at least {at_least} {which}tiles; the run has {counts}.", remedy)
+            is_enough = sum(map(len, parts.values())) >= at_least
+            remedy = "Use split=all." if split != "all" and is_enough else "Train on more tiles."
+            tiles = "tile" if at_least == 1 else "tiles"
+            raise UsageError(f"This needs at least {at_least} {which}{tiles}; the run has {counts}.", remedy)
 
     def __len__(self) -> int:
         return sum(len(part) for _, part in self._parts)

@@ -50,7 +50,7 @@ def reconstruct(trained: Trained, *, out: Path, num_samples: int = 12, split: Sp
     task = autoencoder(trained)
     measured = _measure(trained, tiles, task)
     baseline = task.build_baseline(trained.splits.train)
-    lines = [f"{_listed(measured)}, mean over {len(tiles)} {split} tiles"]
+    lines = [f"{_listed(measured)}, mean over {len(tiles)} tiles ({split})"]
     if baseline is not None:
         lines.append(f"mean image: {_listed(_measure(trained, tiles, baseline.to(trained.device)))}")
     path = _folder(out) / "reconstruct.png"
@@ -242,9 +242,9 @@ def _reconstruction_rows(trained: Trained, tiles: Tiles, indices: list[int]) -> 
         errors = (painted - target).abs().mean(dim=1, keepdim=True)
         means = errors.mean(dim=(1, 2, 3)).tolist()
         errors = (errors * _ERROR_GAIN).clamp(0, 1).expand_as(painted)
-        names = [f"{index}: {tiles[index].path}" for index in part]
+        names = [f"{tiles[index].path} [{index}]" for index in part]
         rows += [
-            _row("original: index and file", originals, names),
+            _row("original: file and [index]", originals, names),
             _row("reconstruction: PSNR", painted, [f"{value:.2f} dB" for value in quality]),
             _row(f"absolute error x {_ERROR_GAIN}", errors, [f"mean {value:.3f}" for value in means]),
         ]
@@ -312,7 +312,7 @@ def _folder(out: Path) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{out} cannot be written: {error.strerror}.", "Give another folder with --out.") from error
+        raise RunError(f"{out} cannot be written: {error.strerror}.", "Give another folder as `out`.") from error
     if not os.access(out, os.W_OK | os.X_OK):
-        raise RunError(f"{out} cannot be written: permission denied.", "Give another folder with --out.")
+        raise RunError(f"{out} cannot be written: permission denied.", "Give another folder as `out`.")
     return out
