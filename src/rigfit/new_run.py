@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rigfit.aliases import resolve_aliases
 from rigfit.errors import RunError, UsageError
 from rigfit.hardware.parse import parse_rig
@@ -20,9 +22,10 @@ from rigfit.measuring.probe import estimate_on_cpu, probe
 from rigfit.overrides import build_workload
 from rigfit.planning.explain import explain
 from rigfit.planning.make import make_plan, move_to, with_data
-from rigfit.planning.plan import Plan, Profile
+from rigfit.planning.plan import Plan, Profile, require_whole
 from rigfit.planning.precision import choose_precision
 from rigfit.recipes import load_module, load_recipe
+from rigfit.runs.lock import only_writer
 from rigfit.runs.run import Run
 from rigfit.runs.step_bar import step_bar
 from rigfit.workload import RUN_WIDE_KEYS, Recipe, Workload, WorkloadConfig
@@ -94,6 +97,11 @@ def new_run(
     """Prepare data, plan, and make the run folder; nothing stays behind when any of it fails."""
     with scratch() as folder:
         if isinstance(target, Plan) or target.endswith(".json"):
+            if config_file:
+                raise UsageError(
+                    f"{config_file} has no say beside a plan: everything was decided when that was made.",
+                    "Leave --config out, or make a new plan with it.",
+                )
             planned, given = _planned(target, rig, overrides)
             recipe = load_recipe(planned.recipe)
             config = _run_config(recipe, planned)
@@ -115,7 +123,16 @@ def new_run(
             planned = plan_of(workload, rig or parse_rig(None), folder)
         _require_here(planned.rig)
         run = Run.create(planned, given=given, out=config.out, name=config.name)
-        shutil.copytree(folder, run.data, dirs_exist_ok=True)
+        try:
+            shutil.copytree(folder, run.data, dirs_exist_ok=True)
+        except BaseException as error:
+            shutil.rmtree(run.folder, ignore_errors=True)
+            if isinstance(error, OSError):  # shutil.Error among them, which has no errno
+                raise RunError(
+                    f"The data cannot be prepared in {run.folder}: {error}.",
+                    "Make room on that disk, or choose another one with out=DIR.",
+                ) from error
+            raise
     if not quiet:
         print(explain(planned))
         print(f"\nrun folder  {run.folder}\n", flush=True)
@@ -131,9 +148,21 @@ def _planned(target: str | Plan, rig: Rig | None, overrides: dict[str, Any]) -> 
             f"`{refused[0]}` was decided when the plan was made.",
             "Make a new plan, or give only data, out and name beside this one.",
         )
+    require_whole(planned)
     if rig is not None and rig.devices != planned.rig.devices:
         planned = move_to(planned, rig, [None] * len(planned.stages))
     stages = tuple(replace(stage, config=stage.config | overrides) for stage in planned.stages)
+    recipe = load_recipe(planned.recipe)
+    for number, stage in enumerate(stages, 1):
+        try:
+            recipe.config.model_validate_json(json.dumps(stage.config))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "config"
+            raise UsageError(
+                f"Stage {number} of the plan: {where}: {first['msg']}.",
+                f"`rigfit recipes show {recipe.name}` lists every key; make the plan again with `rigfit plan`.",
+            ) from None
     return planned.with_stages(stages), overrides
 
 
@@ -174,6 +203,8 @@ def ready_to_resume(run: Run, rig: Rig | None, *, quiet: bool) -> Run:
             f"The run {run.folder} is finished.",
             f"Evaluate it with `rigfit eval {run.folder}`, or start another one from it with init_from={run.folder}.",
         )
+    with only_writer(run.folder):
+        pass  # said before the plan is touched; the ranks hold it while they train
     planned = run.plan
     now = rig or _same_rig(planned.rig)
     if now.devices != planned.rig.devices:

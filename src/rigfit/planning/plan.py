@@ -178,3 +178,26 @@ class Plan:
 
     def with_stages(self, stages: tuple[StagePlan, ...]) -> Plan:
         return replace(self, stages=stages)
+
+
+def require_whole(plan: Plan) -> None:
+    """Check what training takes for granted, the effective batch above all, in a plan that may be edited by hand.
+
+    Raises:
+        UsageError: The plan contradicts itself.
+    """
+    if not plan.stages:
+        raise UsageError("The plan has no stages.", "Make it again with `rigfit plan`.")
+    for number, stage in enumerate(plan.stages, 1):
+        layout, asked = stage.layout, stage.config.get("effective_batch_size")
+        if layout.world_size != plan.rig.world_size:
+            clash = f"shares a step among {layout.world_size} ranks, its rig has {plan.rig.world_size}"
+        elif min(layout.micro_batch_sizes) < 1 or layout.accumulation_steps < 1:
+            clash = "has a micro-batch or a number of accumulation steps below 1"
+        elif layout.effective_batch_size != asked:
+            clash = f"makes an effective batch of {layout.effective_batch_size}, its config asks for {asked}"
+        elif not stage.learning_rate > 0:
+            clash = f"has a learning rate of {stage.learning_rate}"
+        else:
+            continue
+        raise UsageError(f"Stage {number} of the plan {clash}.", "Make it again with `rigfit plan`.")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rigfit.errors import RunError, UsageError
 from rigfit.runs import checkpoints
 from rigfit.training.distributed import World
-from rigfit.training.optimizer import WeightAverage, full_tensor, optimizer_state
+from rigfit.training.optimizer import WeightAverage, optimizer_state, whole_copy
 
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 
@@ -66,6 +66,10 @@ class Saved:
     def average(self) -> dict[str, Tensor] | None:
         path = self.folder / "average.safetensors"
         return load_file(path) if path.exists() else None
+
+    def evaluated(self) -> dict[str, Tensor]:
+        """Return what was evaluated: the average where there is one, and what is never averaged (counters)."""
+        return self.model() | (self.average() or {})
 
 
 def save(
@@ -121,7 +125,7 @@ def save(
 
 def full_state(task: nn.Module) -> dict[str, Tensor]:
     """Return weights and buffers whole, on the CPU. Every rank must call it."""
-    return {name: full_tensor(value).detach().to("cpu", copy=True) for name, value in task.state_dict().items()}
+    return {name: whole_copy(value) for name, value in task.state_dict().items()}
 
 
 def read(folder: Path) -> Saved:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from rigfit.planning.plan import BatchLayout
@@ -47,4 +49,9 @@ def evaluate(
     task.train(was_training)
     names = sorted(sums)
     totals = sum_floats(world, [float(sums[name]) for name in names] + [float(counts[name]) for name in names])
-    return {name: totals[i] / totals[len(names) + i] for i, name in enumerate(names)}
+    num_counted = dict(zip(names, totals[len(names) :], strict=True))
+    return {
+        # Of no items there is no mean: nan says so, where a division would end the run.
+        name: total / num_counted[name] if num_counted[name] else math.nan
+        for name, total in zip(names, totals, strict=False)
+    }

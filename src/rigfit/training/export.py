@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
+
+from safetensors.torch import save_file
 
 from rigfit.errors import RunError
 from rigfit.recipes import load_module, load_recipe
 from rigfit.runs import checkpoints
 from rigfit.runs.run import Run
 from rigfit.task import Task
-from rigfit.training.checkpoint import Saved, read, weights_in
+from rigfit.training.checkpoint import Saved, read
 
 
 def export(run: Run, out: Path | None = None) -> Path:
@@ -28,7 +29,7 @@ def export(run: Run, out: Path | None = None) -> Path:
     stage = run.plan.stages[saved.progress.stage]
     task: Task = load_module(recipe.task_module).build(recipe.config.model_validate_json(json.dumps(stage.config)))
     temporary = folder / ".model.safetensors.writing"
-    shutil.copyfile(weights_in(saved.folder), temporary)
+    save_file(saved.evaluated(), temporary)
     os.replace(temporary, folder / "model.safetensors")
     description = {
         "recipe": run.plan.recipe,

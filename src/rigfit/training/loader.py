@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from rigfit.errors import RigfitError
 from rigfit.planning.plan import BatchLayout
 from rigfit.task import Batch
 from rigfit.training.order import fingerprint, sample_at, sample_rng
@@ -83,14 +84,20 @@ class Stream:
         return self.samples.load(index, sample_rng(self.seed, epoch, index)), fingerprint(position, index)
 
 
-class _Positions(Dataset[tuple[Mapping[str, Any], int]]):
-    """The stream as `DataLoader` wants it."""
+class _Positions(Dataset[tuple[Mapping[str, Any], int] | RigfitError]):
+    """The stream as `DataLoader` wants it.
+
+    An error for a person is handed over as a value: what a loader process raises comes back as a traceback.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
 
-    def __getitem__(self, position: int) -> tuple[Mapping[str, Any], int]:
-        return self.stream.load(position)
+    def __getitem__(self, position: int) -> tuple[Mapping[str, Any], int] | RigfitError:
+        try:
+            return self.stream.load(position)
+        except RigfitError as error:
+            return error
 
 
 class Loader:
@@ -127,7 +134,7 @@ class Loader:
         self._batches = DataLoader(
             _Positions(stream),
             batch_sampler=_PassSampler(self._steps, layout, rank),
-            collate_fn=collate,
+            collate_fn=_collate_or_tell,
             num_workers=num_workers,
             pin_memory=pin_memory,
             worker_init_fn=_start_loader_process,
@@ -141,7 +148,7 @@ class Loader:
         batches = iter(self._batches)
         for start, num_samples in self._steps:
             spans = deal(start, num_samples, self._layout, self._rank)
-            yield [_micro_batch(span, *next(batches)) for span in spans]
+            yield [_micro_batch(span, *_require_loaded(next(batches))) for span in spans]
 
 
 def _micro_batch(span: Span, batch: Batch, fingerprint_sum: int) -> MicroBatch:
@@ -164,6 +171,19 @@ class _PassSampler:
         for start, num_samples in self._steps:
             for span in deal(start, num_samples, self._layout, self._rank):
                 yield list(range(span.start, span.stop))
+
+
+def _collate_or_tell(
+    loaded: Sequence[tuple[Mapping[str, Any], int] | RigfitError],
+) -> tuple[Batch, int] | RigfitError:
+    good = [sample for sample in loaded if not isinstance(sample, RigfitError)]
+    return collate(good) if len(good) == len(loaded) else next(s for s in loaded if isinstance(s, RigfitError))
+
+
+def _require_loaded(loaded: tuple[Batch, int] | RigfitError) -> tuple[Batch, int]:
+    if isinstance(loaded, RigfitError):
+        raise loaded
+    return loaded
 
 
 def collate(loaded: Sequence[tuple[Mapping[str, Any], int]]) -> tuple[Batch, int]:

@@ -43,6 +43,14 @@ def full_tensor(value: Tensor) -> Tensor:
     return value
 
 
+def whole_copy(value: Tensor) -> Tensor:
+    """Return a copy of `value`, whole, on the CPU. Every rank must call it.
+
+    Contiguous, whatever the memory format in training: safetensors refuses `channels_last`.
+    """
+    return full_tensor(value).detach().to("cpu", copy=True).contiguous()
+
+
 def like_parameter(value: Tensor, parameter: Tensor) -> Tensor:
     """Return `value` on the device of `parameter` and sharded as it is."""
     if isinstance(parameter, DTensor):
@@ -58,7 +66,7 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            state[f"{name}.{key}"] = full_tensor(value).detach().to("cpu", copy=True)
+            state[f"{name}.{key}"] = whole_copy(value)
     return state
 
 
@@ -105,7 +113,7 @@ class WeightAverage:
 
     def state(self) -> dict[str, Tensor]:
         """Return the average whole, on the CPU. Every rank must call it."""
-        return {name: full_tensor(value).detach().to("cpu", copy=True) for name, value in self.shadow.items()}
+        return {name: whole_copy(value) for name, value in self.shadow.items()}
 
     def load(self, model: nn.Module, state: dict[str, Tensor], num_updates: int) -> None:
         self.shadow = {name: like_parameter(state[name].clone(), value) for name, value in _averaged(model)}

@@ -101,7 +101,8 @@ class Recorder:
             if not math.isfinite(record.loss):
                 raise TrainingError(
                     f"The loss of step {record.step} is not a finite number.",
-                    "Resume from the last checkpoint with a lower lr, or use precision=fp32 if this was fp16.",
+                    "Start another run with a lower lr, or with precision=fp32 if this was fp16; "
+                    "init_from=RUN starts it from this run's weights.",
                 )
 
 

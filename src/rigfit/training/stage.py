@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rigfit.errors import Interrupted, RunError
+from rigfit.errors import Interrupted, RunError, UsageError
 from rigfit.planning.plan import Duration, Plan, StagePlan
 from rigfit.planning.schedule import rate_at
 from rigfit.recipes import load_module, load_recipe
@@ -216,9 +217,15 @@ class Stage:
         if self.average:
             self.average.swap(self.task)
         name, direction = self.task.monitor
+        if name not in metrics:
+            raise UsageError(
+                f"The task watches the metric `{name}`, which its evaluate() does not return.",
+                f"Set `monitor` to one of: {', '.join(metrics)}.",
+            )
         value = metrics[name]
         best = self.progress.best
-        is_best = best is None or (value > best if direction == "max" else value < best)
+        # A metric that is no number must not become the best: nothing compares as better than it afterwards.
+        is_best = not math.isnan(value) and (best is None or (value > best if direction == "max" else value < best))
         if is_best:
             self.progress.best, self.progress.evaluations_since_best = value, 0
         else:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from rigfit.errors import UsageError
 from rigfit.task import Task
 from rigfit.training.distributed import World
 from rigfit.training.loader import MicroBatch, to_device
@@ -58,7 +59,15 @@ def accumulate_gradients(
 
     Returns:
         This rank's share of the mean loss, shape (), detached. The shares of all ranks add up to it.
+
+    Raises:
+        UsageError: The task counts nothing, or its loss is no scalar.
     """
+    if num_items < 1:
+        raise UsageError(
+            f"The task counts {num_items} items in a whole step, so the loss has nothing to be divided by.",
+            "Let count_items(batch) return how many samples, pixels or tokens the loss sums over: at least 1 a step.",
+        )
     last = len(micro_batches) - 1
     share = torch.zeros((), device=world.device)
     for number, micro in enumerate(micro_batches):
@@ -68,11 +77,21 @@ def accumulate_gradients(
         with _gradient_sync(model, is_wanted=number == last):
             with autocast(world.device, settings.precision):
                 summed = model(batch)
+            _require_scalar(summed)
             loss = summed * (0.0 if micro.is_filler else 1.0 / num_items)
             # DDP and fully_shard average gradients over ranks; the factor turns their mean back into our sum.
             scaler.scale(loss * world.size).backward()
         share = share + loss.detach()
     return share
+
+
+def _require_scalar(summed: object) -> None:
+    if not isinstance(summed, Tensor) or summed.dim():
+        found = f"a tensor of shape {tuple(summed.shape)}" if isinstance(summed, Tensor) else type(summed).__name__
+        raise UsageError(
+            f"The task's forward(batch) returned {found}, where the summed loss is expected.",
+            "Return one number as a tensor of shape (), such as `losses.sum()`.",
+        )
 
 
 def _gradient_sync(model: nn.Module, *, is_wanted: bool) -> AbstractContextManager[object]:

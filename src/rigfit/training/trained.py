@@ -24,8 +24,6 @@ def open_trained(run: Run, *, which: str, device: torch.device) -> tuple[Trained
     config = recipe.config.model_validate_json(json.dumps(run.plan.stages[saved.progress.stage].config))
     splits = load_module(recipe.data_module).open_data(config, run.data)
     task: Task = load_module(recipe.task_module).build(config)
-    state = saved.model()
-    state.update(saved.average() or {})
-    task.load_state_dict(state)
+    task.load_state_dict(saved.evaluated())
     task.eval().to(device)
     return Trained(config=config, task=task, splits=splits, folder=run.folder, device=device), saved

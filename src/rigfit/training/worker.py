@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 
 from rigfit.errors import DoesNotFitError, RigfitError
 from rigfit.runs import checkpoints
+from rigfit.runs.lock import only_writer
 from rigfit.runs.metrics import MetricsLog
 from rigfit.runs.run import Run
 from rigfit.training import checkpoint, distributed
@@ -34,8 +36,13 @@ def train(run: Run) -> None:
         Interrupted: A signal came; the run is saved.
         RigfitError: Something a person can act on.
     """
+    world = distributed.start(run.plan.rig)
+    with only_writer(run.folder) if world.is_first else nullcontext():
+        _train(run, world)
+
+
+def _train(run: Run, world: World) -> None:
     plan = run.plan
-    world = distributed.start(plan.rig)
     stop = StopRequest()
     before = Before.of(newest_checkpoint(run, world))
     resume_step = before.progress.step if before.saved else None
