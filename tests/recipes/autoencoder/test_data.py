@@ -341,3 +341,14 @@ def test_real_tiles_open_at_every_size(tmp_path: Path) -> None:
         assert splits.train.load(0, np.random.default_rng(0))["image"].shape == (3, size, size)
         grounds.append((_ground(splits.train), _ground(splits.validation)))
     assert all(not train & validation for train, _ in grounds for _, validation in grounds)
+
+
+def test_without_augmentation_a_training_sample_is_the_same_for_every_generator(tmp_path: Path) -> None:
+    config = AutoencoderConfig(data="sample", img_size=32, augment="flips")
+    prepare_data(config, tmp_path, lambda done, total: None)
+    train = open_data(config, tmp_path).train
+    assert isinstance(train, TileSamples)
+    flipped = [train.load(0, np.random.default_rng(seed))["image"].tobytes() for seed in range(16)]
+    plain = [train.as_they_are().load(0, np.random.default_rng(seed))["image"].tobytes() for seed in range(16)]
+    assert len(set(flipped)) == 4
+    assert len(set(plain)) == 1

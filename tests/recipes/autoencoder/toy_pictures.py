@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -64,6 +64,9 @@ class ToySamples:
         if not 0 <= index < self.count:
             raise IndexError(index)
         return {"image": picture(self.first + index, self.size), "index": index}
+
+    def as_they_are(self) -> Self:
+        return self
 
     def path(self, index: int) -> str:
         return f"tiles/19/{(self.first + index) // 4}/{(self.first + index) % 4}.png"

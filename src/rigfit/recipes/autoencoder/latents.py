@@ -39,6 +39,10 @@ class PictureSamples(Samples, Protocol):
 
     def path(self, index: int) -> str: ...
 
+    def as_they_are(self) -> PictureSamples:
+        """Return the same samples without augmentation."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
@@ -57,8 +61,9 @@ class Tiles:
     """
 
     def __init__(self, trained: Trained, split: Split, *, at_least: int = 1) -> None:
-        parts = {"validation": trained.splits.validation, "train": trained.splits.train}
-        self._parts = [(name, cast(PictureSamples, part)) for name, part in parts.items() if split in (name, "all")]
+        held_out, seen = (cast(PictureSamples, part) for part in (trained.splits.validation, trained.splits.train))
+        parts = {"validation": held_out.as_they_are(), "train": seen.as_they_are()}
+        self._parts = [(name, part) for name, part in parts.items() if split in (name, "all")]
         if len(self) < at_least:
             which = "" if split == "all" else f"{split} "
             counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items())

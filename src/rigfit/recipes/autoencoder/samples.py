@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,6 +66,12 @@ class TileSamples:
 
     def __len__(self) -> int:
         return len(self._grids)
+
+    def as_they_are(self) -> TileSamples:
+        """Return the same samples without augmentation."""
+        plain = copy.copy(self)
+        plain._flips = False
+        return plain
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Return sample `index`: `image` as uint8 (3, img_size, img_size), and `index`.
