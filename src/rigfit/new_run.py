@@ -24,7 +24,7 @@ from rigfit.planning.explain import explain
 from rigfit.planning.make import make_plan, move_to, with_data
 from rigfit.planning.plan import Plan, Profile, require_whole
 from rigfit.planning.precision import choose_precision
-from rigfit.recipes import load_module, load_recipe
+from rigfit.recipes import load_module, load_recipe, open_splits
 from rigfit.runs.lock import only_writer
 from rigfit.runs.run import Run
 from rigfit.runs.step_bar import step_bar
@@ -72,9 +72,7 @@ def plan_of(workload: Workload, rig: Rig, folder: Path | None) -> Plan:
     sizes: list[tuple[int, int]] | None = None
     facts: list[str] = []
     if folder is not None:
-        splits = [
-            load_module(workload.recipe.data_module).open_data(config, folder) for config in workload.stage_configs
-        ]
+        splits = [open_splits(workload.recipe, config, folder) for config in workload.stage_configs]
         sizes = [(len(split.train), len(split.validation)) for split in splits]
         facts = list(dict.fromkeys(fact for split in splits for fact in split.facts))
     profiles = [_profile(workload.recipe, config, rig, folder) for config in workload.stage_configs]
@@ -108,9 +106,7 @@ def new_run(
             if not prepare(recipe, config, folder):
                 raise _no_data()
             splits = [
-                load_module(recipe.data_module).open_data(
-                    recipe.config.model_validate_json(json.dumps(stage.config)), folder
-                )
+                open_splits(recipe, recipe.config.model_validate_json(json.dumps(stage.config)), folder)
                 for stage in planned.stages
             ]
             facts = dict.fromkeys(fact for split in splits for fact in split.facts if fact not in planned.facts)
@@ -149,7 +145,7 @@ def _planned(target: str | Plan, rig: Rig | None, overrides: dict[str, Any]) -> 
             "Make a new plan, or give only data, out and name beside this one.",
         )
     require_whole(planned)
-    if rig is not None and rig.devices != planned.rig.devices:
+    if rig is not None and not _is_alike(rig, planned.rig):
         planned = move_to(planned, rig, [None] * len(planned.stages))
     stages = tuple(replace(stage, config=stage.config | overrides) for stage in planned.stages)
     recipe = load_recipe(planned.recipe)
@@ -207,7 +203,7 @@ def ready_to_resume(run: Run, rig: Rig | None, *, quiet: bool) -> Run:
         pass  # said before the plan is touched; the ranks hold it while they train
     planned = run.plan
     now = rig or _same_rig(planned.rig)
-    if now.devices != planned.rig.devices:
+    if not _is_alike(now, planned.rig):
         _require_here(now)
         recipe = load_recipe(planned.recipe)
         configs = [recipe.config.model_validate_json(json.dumps(stage.config)) for stage in planned.stages]
@@ -223,4 +219,15 @@ def _same_rig(planned: Rig) -> Rig:
     """Return as much of the planned rig as this machine has now."""
     if planned.kind == "cpu":
         return parse_rig(f"cpu:{planned.world_size}")
-    return parse_rig(None)
+    here = parse_rig(None)
+    kept = here.devices[: planned.world_size] if here.kind == "cuda" else here.devices
+    return replace(here, devices=kept)
+
+
+def _is_alike(one: Rig, other: Rig) -> bool:
+    """Return whether a plan for one rig holds for the other: how much memory is free just now is no difference."""
+
+    def kinds(rig: Rig) -> list[tuple[Any, ...]]:
+        return [(d.kind, d.name, d.index, d.capability, d.num_threads) for d in rig.devices]
+
+    return kinds(one) == kinds(other)

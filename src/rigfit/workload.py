@@ -54,7 +54,7 @@ class WorkloadConfig(BaseModel):
     micro_batch_size: int | None = Field(None, ge=1, description="samples one rank takes through one forward pass")
     epochs: int = Field(30, ge=1, description="passes over the training samples")
     max_steps: int | None = Field(
-        None, ge=1, description="optimizer steps, when the run should end earlier than `epochs`"
+        None, ge=1, description="optimizer steps of a stage, where it should end earlier than `epochs`"
     )
 
     lr: float | None = Field(None, gt=0, description="the peak learning rate the optimizer gets")

@@ -6,7 +6,6 @@ It runs the step that training runs (same loader, same passes, same optimizer), 
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import sys
 import time
@@ -21,12 +20,13 @@ from torch import Tensor, nn
 from rigfit.errors import DataError, RigfitError, UsageError
 from rigfit.measuring.question import Question
 from rigfit.planning.plan import BatchLayout
-from rigfit.recipes import load_module, load_recipe
+from rigfit.recipes import build_task, load_module, load_recipe, open_splits
 from rigfit.task import Batch, Task
 from rigfit.training import precision
 from rigfit.training.distributed import World
 from rigfit.training.loader import Loader, MicroBatch, Stream
 from rigfit.training.optimizer import WeightAverage, build_optimizer, set_rate
+from rigfit.training.peak import peak_resident
 from rigfit.training.step import StepSettings, accumulate_gradients, count_items, update_weights
 from rigfit.training.wrap import prepare_model
 from rigfit.workload import Samples, WorkloadConfig
@@ -133,7 +133,7 @@ def _build(question: Question) -> tuple[WorkloadConfig, Task]:
     if question.num_threads:
         torch.set_num_threads(question.num_threads)
     torch.manual_seed(config.seed)
-    task: Task = load_module(recipe.task_module).build(config)
+    task: Task = build_task(recipe, config)
     return config, task
 
 
@@ -179,7 +179,7 @@ def _one_batch(question: Question, config: WorkloadConfig) -> Batch:
 def _train_samples(question: Question, config: WorkloadConfig) -> Samples | None:
     if question.folder is None:
         return None
-    splits = load_module(load_recipe(question.recipe).data_module).open_data(config, Path(question.folder))
+    splits = open_splits(load_recipe(question.recipe), config, Path(question.folder))
     samples: Samples = splits.train
     return samples
 
@@ -258,14 +258,7 @@ def _peak_bytes(device: torch.device) -> int:
     """Return the peak of this process: what CUDA's allocator reserved, or the resident set on the CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # ru_maxrss would inherit the peak of the process that started this one; VmHWM starts anew with exec.
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_resident()
 
 
 def _describe(error: Exception) -> str:

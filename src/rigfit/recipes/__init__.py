@@ -8,10 +8,11 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from rigfit.errors import UsageError
+from rigfit.errors import RigfitError, UsageError
 from rigfit.recipes.autoencoder.config import AutoencoderConfig
-from rigfit.workload import Recipe, WorkloadConfig
+from rigfit.workload import Recipe, Splits, WorkloadConfig
 
 RECIPES: dict[str, Recipe] = {
     "autoencoder": Recipe(
@@ -75,6 +76,54 @@ def load_module(name_or_path: str) -> ModuleType:
         raise UsageError(
             f"{path.name} cannot be imported: {type(error).__name__}: {error}{line}.",
             "Mend the file; `python " + name_or_path + "` shows the whole story.",
+        ) from error
+
+
+def open_splits(recipe: Recipe, config: WorkloadConfig, folder: Path) -> Splits:
+    """Return the recipe's samples, from what was prepared in `folder`.
+
+    Raises:
+        UsageError: A person's own `open_data` fails, or returns something else.
+        RigfitError: What a recipe of ours says of its data.
+    """
+    found = _call(recipe.data_module, "open_data", config, folder)
+    if not isinstance(found, Splits):
+        raise UsageError(
+            f"open_data in {recipe.data_module} returned {type(found).__name__}.",
+            "Return rigfit.Splits(train=..., validation=...).",
+        )
+    return found
+
+
+def build_task(recipe: Recipe, config: WorkloadConfig) -> Any:
+    """Return the recipe's task with fresh weights.
+
+    Raises:
+        UsageError: A person's own `build` fails, or returns something else.
+    """
+    from rigfit.task import Task  # brings torch in
+
+    found = _call(recipe.task_module, "build", config)
+    if not isinstance(found, Task):
+        raise UsageError(
+            f"build in {recipe.task_module} returned {type(found).__name__}.", "Return a rigfit.Task with your model."
+        )
+    return found
+
+
+def _call(module: str, name: str, *arguments: Any) -> Any:
+    """Call a function of a recipe; what a person's own file does wrong is told in a line, with its place."""
+    function = getattr(load_module(module), name)
+    if not module.endswith(".py"):
+        return function(*arguments)
+    try:
+        return function(*arguments)
+    except RigfitError:
+        raise
+    except Exception as error:
+        where = _line_in(Path(module), error)
+        raise UsageError(
+            f"{name} in {module} failed: {type(error).__name__}: {error}{where}.", f"Mend `{name}` and try again."
         ) from error
 
 

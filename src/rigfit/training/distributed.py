@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from rigfit.hardware.rig import Rig
 
@@ -97,6 +99,15 @@ def broadcast_object(world: World, value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def share_buffers(world: World, module: nn.Module) -> None:
+    """Give every rank the first one's buffers, where they are whole."""
+    if world.size == 1:
+        return
+    for buffer in module.buffers():
+        if not isinstance(buffer, DTensor):
+            dist.broadcast(buffer, src=0)
 
 
 def wait_for_all(world: World) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from rigfit.errors import RunError
-from rigfit.recipes import load_module, load_recipe
+from rigfit.recipes import build_task, load_recipe
 from rigfit.runs import checkpoints
 from rigfit.runs.run import Run
 from rigfit.task import Task
@@ -27,7 +27,7 @@ def export(run: Run, out: Path | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(run.plan.recipe)
     stage = run.plan.stages[saved.progress.stage]
-    task: Task = load_module(recipe.task_module).build(recipe.config.model_validate_json(json.dumps(stage.config)))
+    task: Task = build_task(recipe, recipe.config.model_validate_json(json.dumps(stage.config)))
     temporary = folder / ".model.safetensors.writing"
     save_file(saved.evaluated(), temporary)
     os.replace(temporary, folder / "model.safetensors")

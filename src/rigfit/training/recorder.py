@@ -6,7 +6,6 @@ import math
 import time
 from dataclasses import dataclass, field
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from rigfit.errors import TrainingError
 from rigfit.runs.metrics import MetricsLog
 from rigfit.runs.records import TrainRecord
 from rigfit.training.distributed import World, gather_integers, sum_floats
+from rigfit.training.peak import peak_memory
 
 _SECONDS_BETWEEN_FLUSHES = 1.0
 
@@ -65,7 +65,7 @@ class Recorder:
         """Sum the losses over ranks, check that they are numbers, write all pending steps.
 
         Raises:
-            TrainingError: A loss is not a finite number (all ranks raise it together).
+            TrainingError: A loss or a gradient is not a finite number (all ranks raise it together).
         """
         if not self.pending:
             return
@@ -98,22 +98,11 @@ class Recorder:
         self.pending.clear()
         self.restart_clock()
         for record in records:
-            if not math.isfinite(record.loss):
+            # An fp16 step with such a gradient is skipped, and the loss scale lowered; elsewhere it spoils the weights.
+            is_bad_gradient = not (self.is_fp16 or math.isfinite(record.grad_norm))
+            if is_bad_gradient or not math.isfinite(record.loss):
                 raise TrainingError(
-                    f"The loss of step {record.step} is not a finite number.",
+                    f"The {'gradient' if is_bad_gradient else 'loss'} of step {record.step} is not a finite number.",
                     "Start another run with a lower lr, or with precision=fp32 if this was fp16; "
                     "init_from=RUN starts it from this run's weights.",
                 )
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return bytes: the highest allocated on a GPU since the start, or this process's peak resident memory on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    memory = psutil.Process().memory_info()
-    try:
-        import resource  # absent on Windows
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    except ImportError:
-        return int(getattr(memory, "peak_wset", memory.rss))

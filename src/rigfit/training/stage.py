@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rigfit.errors import Interrupted, RunError, UsageError
 from rigfit.planning.plan import Duration, Plan, StagePlan
 from rigfit.planning.schedule import rate_at
-from rigfit.recipes import load_module, load_recipe
+from rigfit.recipes import build_task, load_recipe, open_splits
 from rigfit.runs.metrics import MetricsLog
 from rigfit.runs.records import ValidationRecord
 from rigfit.runs.run import Run
@@ -72,10 +72,10 @@ class Stage:
         recipe = load_recipe(plan.recipe)
         config = recipe.config.model_validate_json(json.dumps(stage.config))
         precision.set_math_modes(allow_tf32=stage.allow_tf32, deterministic=config.deterministic)
-        splits = load_module(recipe.data_module).open_data(config, run.data)
+        splits = open_splits(recipe, config, run.data)
         duration = require_duration(stage, splits, run)
         torch.manual_seed(mix(config.seed, 3) >> 1)  # the same fresh weights on every rank and layout
-        task: Task = load_module(recipe.task_module).build(config)
+        task: Task = build_task(recipe, config)
         report = before.give_weights(task, config)
         if report and log:
             log.log_event(progress.step, report)
@@ -205,7 +205,7 @@ class Stage:
             return
         self.recorder.flush()
         is_best = self.validate() if evaluates else False
-        if saves or is_best:
+        if saves or is_best or self.progress.stopped_early:
             self.save(is_best=is_best)
         self.recorder.restart_clock()
 
@@ -213,6 +213,8 @@ class Stage:
         """Evaluate the weights that would be exported; log; return whether they are the best so far."""
         if self.average:
             self.average.swap(self.task)
+        # BatchNorm statistics drift apart between ranks; what is evaluated must be what the first rank saves.
+        distributed.share_buffers(self.world, self.task)
         metrics = self.measure(self.task)
         if self.average:
             self.average.swap(self.task)

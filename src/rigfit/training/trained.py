@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from rigfit.recipes import load_module, load_recipe
+from rigfit.recipes import build_task, load_recipe, open_splits
 from rigfit.runs.run import Run
 from rigfit.task import Task, Trained
 from rigfit.training.checkpoint import Saved
@@ -22,8 +22,8 @@ def open_trained(run: Run, *, which: str, device: torch.device) -> tuple[Trained
     saved = chosen_checkpoint(run, which)
     recipe = load_recipe(run.plan.recipe)
     config = recipe.config.model_validate_json(json.dumps(run.plan.stages[saved.progress.stage].config))
-    splits = load_module(recipe.data_module).open_data(config, run.data)
-    task: Task = load_module(recipe.task_module).build(config)
+    splits = open_splits(recipe, config, run.data)
+    task: Task = build_task(recipe, config)
     task.load_state_dict(saved.evaluated())
     task.eval().to(device)
     return Trained(config=config, task=task, splits=splits, folder=run.folder, device=device), saved
