@@ -30,6 +30,7 @@ def test_a_signal_saves_and_resume_goes_on(number: signal.Signals, exit_code: in
     assert process.returncode == exit_code, told
     assert "rigfit resume" in told
     assert "Traceback" not in told
+    assert "death signal" not in told
     run = rigfit.Run.open(tmp_path / "toy_task" / "stopped")
     stopped_at = run.status.step
     assert run.status.state == "interrupted"

@@ -65,7 +65,9 @@ def launch(run: Run, *, is_quiet: bool = False) -> None:
 
 
 def _launch_config(rig: Rig, run: Run) -> LaunchConfig:
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is told by us, once
+    for name in list(logging.root.manager.loggerDict):  # each of its loggers has a level of its own
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what failed is told by us, once
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
