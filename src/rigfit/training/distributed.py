@@ -68,13 +68,31 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+@dataclass(slots=True, kw_only=True)
+class PendingSum:
+    """Integers that are being added up over all ranks."""
+
+    total: torch.Tensor
+    work: dist.Work | None
+
+    def wait(self) -> list[int]:
+        """Return the sums, once they are there."""
+        if self.work:
+            self.work.wait()
+            self.work = None
+        return [int(value) for value in self.total.tolist()]
+
+
+def begin_sum(world: World, values: Sequence[int]) -> PendingSum:
+    """Begin to add up each of `values` over all ranks, exactly, without touching the device."""
+    total = torch.tensor(values, dtype=torch.int64)
+    work = dist.all_reduce(total, async_op=True) if world.size > 1 else None
+    return PendingSum(total=total, work=work)
+
+
 def sum_integers(world: World, values: Sequence[int]) -> list[int]:
     """Return each of `values` summed over all ranks, exactly, without touching the device."""
-    if world.size == 1:
-        return list(values)
-    total = torch.tensor(values, dtype=torch.int64)
-    dist.all_reduce(total)
-    return [int(value) for value in total.tolist()]
+    return begin_sum(world, values).wait()
 
 
 def sum_floats(world: World, values: Sequence[float]) -> list[float]:

@@ -56,7 +56,8 @@ class Recorder:
         Flushing sums over ranks, so all of them must do it after the same step: they agree on the sum of these.
         """
         is_late = time.perf_counter() - self.began >= _SECONDS_BETWEEN_FLUSHES
-        return int(self.world.is_first and (is_late or len(self.pending) + 1 >= self.most_pending))
+        is_full = len(self.pending) + 1 >= self.most_pending
+        return int(self.world.is_first and (is_late or is_full))
 
     def add(self, step: Pending) -> None:
         self.pending.append(step)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,8 +34,9 @@ from rigfit.training.optimizer import (
 )
 from rigfit.training.order import mix
 from rigfit.training.recorder import Pending, Recorder
+from rigfit.training.share import Share, Totals, next_share
 from rigfit.training.signals import StopRequest
-from rigfit.training.step import StepSettings, accumulate_gradients, count_items, update_weights
+from rigfit.training.step import StepSettings, accumulate_gradients, update_weights
 from rigfit.training.wrap import wrap
 from rigfit.workload import BatchCoupling, Splits, WorkloadConfig
 
@@ -124,31 +124,40 @@ class Stage:
         if self.progress.stopped_early:
             return
         self.recorder.restart_clock()
-        for micro_batches in timed(self.loader(), self.recorder):
-            counted = count_items(self.task, micro_batches)
-            num_samples = sum(micro.num_samples for micro in micro_batches)
-            prints = sum(micro.fingerprint for micro in micro_batches)
-            num_items, num_samples, prints, is_due, *stops = distributed.sum_integers(
-                self.world, [counted, num_samples, prints, self.recorder.is_due(), *self.stop.as_counts()]
-            )
-            rate = self.rate_after(num_samples)
-            set_rate(self.optimizer, rate)
-            share = accumulate_gradients(
-                self.model, micro_batches, num_items=num_items, world=self.world, scaler=self.scaler, settings=settings
-            )
-            norm = update_weights(self.model, self.optimizer, self.scaler, clip_grad_norm=settings.clip_grad_norm)
-            if self.average:
-                self.average.update(self.task)
-            self.advance(num_samples)
-            self.recorder.add(self.pending(num_samples, rate, share, norm, prints))
-            if is_due:
+        items = iter(self.loader())
+        share = self.next_share(items)
+        while share:
+            upcoming = self.next_share(items)
+            self.take_step(share, settings)
+            stop_signal = None if upcoming is None else StopRequest.from_counts(upcoming.totals().stop_counts)
+            if upcoming and upcoming.totals().is_flush_due:
                 self.recorder.flush()
             self.after_step()
-            stop_signal = StopRequest.from_counts(stops)
-            if stop_signal and not self.is_finished:
+            if stop_signal:
                 self.save_and_leave(stop_signal)
-            if self.progress.stopped_early:
-                break
+            share = None if self.progress.stopped_early else upcoming
+
+    def next_share(self, items: Iterator[list[MicroBatch]]) -> Share | None:
+        return next_share(items, self.task, world=self.world, recorder=self.recorder, stop=self.stop)
+
+    def take_step(self, share: Share, settings: StepSettings) -> None:
+        """Take one optimizer step."""
+        totals = share.totals()
+        rate = self.rate_after(totals.num_samples)
+        set_rate(self.optimizer, rate)
+        loss_share = accumulate_gradients(
+            self.model,
+            share.micro_batches,
+            num_items=totals.num_items,
+            world=self.world,
+            scaler=self.scaler,
+            settings=settings,
+        )
+        norm = update_weights(self.model, self.optimizer, self.scaler, clip_grad_norm=settings.clip_grad_norm)
+        if self.average:
+            self.average.update(self.task)
+        self.advance(totals.num_samples)
+        self.recorder.add(self.pending(totals, rate, loss_share, norm))
 
     def loader(self) -> Loader:
         """Return the steps that are left, from the position in the stream where the run stands."""
@@ -179,17 +188,17 @@ class Stage:
         self.progress.stage_step += 1
         self.progress.samples_seen += num_samples
 
-    def pending(self, num_samples: int, rate: float, share: Tensor, norm: Tensor, prints: int) -> Pending:
+    def pending(self, totals: Totals, rate: float, loss_share: Tensor, norm: Tensor) -> Pending:
         return Pending(
             step=self.progress.step,
             stage=self.progress.stage,
             epoch=self.progress.samples_seen / self.duration.num_train_samples,
             samples_seen=self.progress.samples_seen,
-            num_samples=num_samples,
+            num_samples=totals.num_samples,
             learning_rate=rate,
-            loss_share=share,
+            loss_share=loss_share,
             grad_norm=norm,
-            sample_hash=f"{prints:016x}",
+            sample_hash=f"{totals.sample_hash:016x}",
         )
 
     @property
@@ -316,15 +325,3 @@ def require_duration(stage: StagePlan, splits: Splits, run: Run) -> Duration:
             "Start a new run with `rigfit train`.",
         )
     return planned
-
-
-def timed(loader: Loader, recorder: Recorder) -> Iterator[list[MicroBatch]]:
-    """Yield the loader's items and note how long each was waited for."""
-    items = iter(loader)
-    while True:
-        began = time.perf_counter()
-        item = next(items, None)
-        recorder.waited += time.perf_counter() - began
-        if item is None:
-            return
-        yield item

@@ -122,5 +122,5 @@ def update_weights(
     scaler.step(optimizer)
     scaler.update()
     # Under DDP gradients are views into its buckets: letting go of them would hold both until the next exchange.
-    optimizer.zero_grad(set_to_none=not isinstance(model, DistributedDataParallel))
+    optimizer.zero_grad(set_to_none=True)
     return norm.detach()
