@@ -55,6 +55,7 @@ def plan_for(num_ranks: int, *, effective_batch_size: int, micro_batch_size: int
         effective_batch_size=effective_batch_size,
         micro_batch_size=micro_batch_size,
         max_steps=num_steps,
+        save_every_steps=num_steps,  # the hand-written loop saves nothing; a save is no part of a step
         epochs=math.ceil(num_steps * effective_batch_size / 256),
     )
     assert made.stages[0].layout.effective_batch_size == effective_batch_size
