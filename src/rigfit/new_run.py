@@ -85,8 +85,15 @@ def _profile(recipe: Recipe, config: WorkloadConfig, rig: Rig, folder: Path | No
         return None
     precision, _, _ = choose_precision(rig, config.precision)
     if rig.is_here and folder is not None:
+        _say("measuring memory and speed: a few real steps at two micro-batch sizes")
         return probe(recipe, config, rig, precision, folder=folder)
+    _say("estimating memory for cards that are not here: counting what one pass keeps, on the CPU")
     return estimate_on_cpu(recipe, config, rig, folder=folder)
+
+
+def _say(what: str) -> None:
+    """Tell a person what takes seconds now; apart from the results, which go to standard output."""
+    print(f"{what} ...", file=sys.stderr, flush=True)
 
 
 def new_run(

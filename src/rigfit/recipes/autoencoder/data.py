@@ -41,7 +41,7 @@ def prepare_data(config: AutoencoderConfig, folder: Path, progress: Progress) ->
     if config.data == SAMPLE_NAME:
         root = folder / SAMPLE_NAME
         total = count_sample_tiles()
-        write_sample(root, config.seed, lambda done, _: progress(done, 2 * total))
+        write_sample(root, config.seed, lambda done, _: progress(done // 2, total))
         progress = _second_half(progress, total)
         facts.append(SAMPLE_FACT)
     else:
@@ -100,7 +100,7 @@ def open_data(config: AutoencoderConfig, folder: Path) -> Splits:
 
 
 def _second_half(progress: Progress, total: int) -> Progress:
-    return lambda done, num_files: progress(total + done * total // num_files, 2 * total)
+    return lambda done, num_files: progress(total // 2 + done * (total - total // 2) // num_files, total)
 
 
 def _stages(config: AutoencoderConfig) -> list[tuple[int, int | None, str]]:
