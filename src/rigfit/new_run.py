@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import sys
 import tempfile
@@ -112,10 +111,7 @@ def new_run(
             config = _run_config(recipe, planned)
             if not prepare(recipe, config, folder):
                 raise _no_data()
-            splits = [
-                open_splits(recipe, recipe.config.model_validate_json(json.dumps(stage.config)), folder)
-                for stage in planned.stages
-            ]
+            splits = [open_splits(recipe, recipe.read_config(stage.config), folder) for stage in planned.stages]
             facts = dict.fromkeys(fact for split in splits for fact in split.facts if fact not in planned.facts)
             planned = with_data(planned, [(len(split.train), len(split.validation)) for split in splits], tuple(facts))
         else:
@@ -158,7 +154,7 @@ def _planned(target: str | Plan, rig: Rig | None, overrides: dict[str, Any]) -> 
     recipe = load_recipe(planned.recipe)
     for number, stage in enumerate(stages, 1):
         try:
-            recipe.config.model_validate_json(json.dumps(stage.config))
+            recipe.read_config(stage.config)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "config"
@@ -175,7 +171,7 @@ def _run_config(recipe: Recipe, planned: Plan) -> WorkloadConfig:
         {key: value for key, value in stage.config.items() if key not in RUN_WIDE_KEYS} for stage in planned.stages
     ]
     values = planned.stages[0].config | {"stages": stages if len(stages) > 1 else []}
-    return recipe.config.model_validate_json(json.dumps(values))
+    return recipe.read_config(values)
 
 
 def _read_plan(path: Path) -> str:
@@ -213,7 +209,7 @@ def ready_to_resume(run: Run, rig: Rig | None, *, quiet: bool) -> Run:
     if not _is_alike(now, planned.rig):
         _require_here(now)
         recipe = load_recipe(planned.recipe)
-        configs = [recipe.config.model_validate_json(json.dumps(stage.config)) for stage in planned.stages]
+        configs = [recipe.read_config(stage.config) for stage in planned.stages]
         moved = move_to(planned, now, [None] * len(planned.stages), refusals=[config.refusal for config in configs])
         run.amend_plan(moved, f"resumed on {now.describe()}")
         planned = moved

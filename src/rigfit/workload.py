@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -157,6 +158,10 @@ class Recipe:
     task_module: str
     data_module: str
     verbs_module: str | None = None
+
+    def read_config(self, values: Mapping[str, Any]) -> WorkloadConfig:
+        """Return the config that a plan holds as plain values, validated strictly."""
+        return self.config.model_validate_json(json.dumps(dict(values)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

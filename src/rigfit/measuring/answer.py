@@ -129,7 +129,7 @@ def _bucket_bytes(task: Task, world_size: int) -> int:
 
 def _build(question: Question) -> tuple[WorkloadConfig, Task]:
     recipe = load_recipe(question.recipe)
-    config = recipe.config.model_validate_json(json.dumps(question.config))
+    config = recipe.read_config(question.config)
     if question.num_threads:
         torch.set_num_threads(question.num_threads)
     torch.manual_seed(config.seed)

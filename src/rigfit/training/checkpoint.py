@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rigfit.errors import RunError, UsageError
 from rigfit.runs import checkpoints
+from rigfit.runs.run import Run
 from rigfit.training.distributed import World
 from rigfit.training.optimizer import WeightAverage, optimizer_state, whole_copy
 
@@ -139,6 +140,32 @@ def read(folder: Path) -> Saved:
     )
 
 
+def chosen_checkpoint(run: Run, which: str) -> Saved:
+    """Return the checkpoint that `best`, `last`, `stage-1` (the best of a stage that is over) or a path names.
+
+    Raises:
+        RunError: There is none, or it is not whole.
+    """
+    if which == "best":
+        found = checkpoints.best_or_last(run.checkpoints)
+    elif which == "last" or which.startswith("stage-"):
+        found = checkpoints.pointed(run.checkpoints, which)
+    else:
+        found = Path(which)
+    if found is None:
+        raise RunError(
+            f"The run {run.folder} has no checkpoint `{which}` yet.",
+            f"Name another one, or go on: {run.resume_command}",
+        )
+    reason = checkpoints.verify(found, hashes=True)
+    if reason:
+        raise RunError(
+            f"The checkpoint {found} cannot be used: {reason}.",
+            "Name another one with --checkpoint, or resume the run.",
+        )
+    return read(found)
+
+
 def load_weights(source: str | Path) -> dict[str, Tensor]:
     """Return the weights in a run folder (its best), a checkpoint or export folder, or a file.
 
@@ -189,9 +216,7 @@ def _weights_file(source: Path) -> Path:
     if source.is_file():
         return source
     if (source / "checkpoints").is_dir():
-        found = checkpoints.pointed(source / "checkpoints", "best") or checkpoints.pointed(
-            source / "checkpoints", "last"
-        )
+        found = checkpoints.best_or_last(source / "checkpoints")
         if found is None:
             raise UsageError(f"The run {source} has no checkpoint yet.", "Train it first, or name another run.")
         return weights_in(found)

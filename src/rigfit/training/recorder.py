@@ -45,22 +45,29 @@ class Recorder:
     waited: float = 0.0
     """Seconds this rank has waited for data since the last flush."""
     began: float = field(default_factory=time.perf_counter)
+    step_began: float = field(default_factory=time.perf_counter)
+    step_seconds: float = math.inf
+    """What the last step took; without end before the first, so that this one is shown as soon as it is there."""
 
     def restart_clock(self) -> None:
         """Leave what happened since the last flush (an evaluation, a save) out of the speed."""
         self.began, self.waited = time.perf_counter(), 0.0
+        self.step_began = self.began
 
     def is_due(self) -> int:
-        """Return 1 where the first rank finds it time to flush, once a second or when enough steps have gathered.
+        """Return 1 where the first rank will find it time to flush after the coming step.
 
+        That is once a second, or when enough steps have gathered; slow steps are each shown as they end.
         Flushing sums over ranks, so all of them must do it after the same step: they agree on the sum of these.
         """
-        is_late = time.perf_counter() - self.began >= _SECONDS_BETWEEN_FLUSHES
+        is_late = time.perf_counter() - self.began + self.step_seconds >= _SECONDS_BETWEEN_FLUSHES
         is_full = len(self.pending) + 1 >= self.most_pending
         return int(self.world.is_first and (is_late or is_full))
 
     def add(self, step: Pending) -> None:
         self.pending.append(step)
+        now = time.perf_counter()
+        self.step_began, self.step_seconds = now, now - self.step_began
 
     def flush(self) -> None:
         """Sum the losses over ranks, check that they are numbers, write all pending steps.

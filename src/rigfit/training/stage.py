@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 from collections.abc import Iterator
@@ -70,7 +69,7 @@ class Stage:
         progress = before.progress
         stage = plan.stages[progress.stage]
         recipe = load_recipe(plan.recipe)
-        config = recipe.config.model_validate_json(json.dumps(stage.config))
+        config = recipe.read_config(stage.config)
         precision.set_math_modes(allow_tf32=stage.allow_tf32, deterministic=config.deterministic)
         splits = open_splits(recipe, config, run.data)
         duration = require_duration(stage, splits, run)

@@ -121,6 +121,5 @@ def update_weights(
     norm = full_tensor(nn.utils.clip_grad_norm_(parameters, limit))
     scaler.step(optimizer)
     scaler.update()
-    # Under DDP gradients are views into its buckets: letting go of them would hold both until the next exchange.
     optimizer.zero_grad(set_to_none=True)
     return norm.detach()

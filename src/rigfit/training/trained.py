@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import torch
 
 from rigfit.recipes import build_task, load_recipe, open_splits
 from rigfit.runs.run import Run
 from rigfit.task import Task, Trained
-from rigfit.training.checkpoint import Saved
-from rigfit.training.export import chosen_checkpoint
+from rigfit.training.checkpoint import Saved, chosen_checkpoint
 
 
 def open_trained(run: Run, *, which: str, device: torch.device) -> tuple[Trained, Saved]:
@@ -21,7 +18,7 @@ def open_trained(run: Run, *, which: str, device: torch.device) -> tuple[Trained
     """
     saved = chosen_checkpoint(run, which)
     recipe = load_recipe(run.plan.recipe)
-    config = recipe.config.model_validate_json(json.dumps(run.plan.stages[saved.progress.stage].config))
+    config = recipe.read_config(run.plan.stages[saved.progress.stage].config)
     splits = open_splits(recipe, config, run.data)
     task: Task = build_task(recipe, config)
     task.load_state_dict(saved.evaluated())

@@ -10,7 +10,6 @@ import os
 import sys
 import traceback
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -66,10 +65,13 @@ def _train(run: Run, world: World) -> None:
 
 
 def keep_best_of_stage(run: Run, number: int) -> None:
-    """Keep the best checkpoint of the stage that is over under the name `stage-1`, `stage-2`, ..."""
-    best = checkpoints.pointed(run.checkpoints, "best") or checkpoints.pointed(run.checkpoints, "last")
-    if best:
-        checkpoints.point(run.checkpoints, f"stage-{number + 1}", best.name)
+    """Name the best checkpoint of the stage that is over `stage-1`, `stage-2`, ...; `best` is then the next one's."""
+    best, name = checkpoints.best_or_last(run.checkpoints), f"stage-{number + 1}"
+    # A run resumed at the end of a stage comes here again, when `best` may be gone already.
+    if best and not checkpoints.pointed(run.checkpoints, name):
+        checkpoints.point(run.checkpoints, name, best.name)
+    if number + 1 < len(run.plan.stages):
+        (run.checkpoints / "best").unlink(missing_ok=True)
 
 
 def newest_checkpoint(run: Run, world: World) -> Saved | None:
@@ -83,17 +85,6 @@ def newest_checkpoint(run: Run, world: World) -> Saved | None:
         name = found.name if found else None
     name = distributed.broadcast_object(world, name)
     return checkpoint.read(run.checkpoints / name) if name else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """How a rank ended when it did not end well, as the launching process reads it."""
-
-    kind: str
-    cause: str
-    remedy: str
-    exit_code: int
-    signal_number: int
 
 
 def failure_file(run: Run, rank: int) -> Path:
