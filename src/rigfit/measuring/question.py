@@ -100,7 +100,7 @@ def ask(question: Question, *, time_limit: float = TIME_LIMIT_SECONDS) -> Cost |
         try:
             done = subprocess.run(
                 command,
-                env=_environment(question.num_threads),
+                env=child_environment(question.num_threads),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -139,7 +139,7 @@ def _read(answer: dict[str, Any]) -> Cost | None:
     raise kind(answer["cause"], answer["remedy"])
 
 
-def _environment(num_threads: int) -> dict[str, str]:
+def child_environment(num_threads: int) -> dict[str, str]:
     """Return this process's environment, in which the child finds the same rigfit."""
     path = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}

@@ -1,0 +1,1 @@
+"""Run the real training step on tensors that have shapes and no storage, and write down what it asks of a device."""

@@ -1,0 +1,93 @@
+"""The process that reads steps on paper: `python -m rigfit.measuring.paper.answer subject.json`.
+
+One line of standard input asks for one trace and names the file the answer goes to; a line on standard output says
+that it is there. The process stays, so that torch is imported once however many traces a search needs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+
+from rigfit.errors import RigfitError
+from rigfit.measuring.paper.build import build_unwritten
+from rigfit.measuring.paper.device import pretend_cuda
+from rigfit.measuring.paper.step import PaperTarget, read_step
+from rigfit.measuring.subject import one_batch, read_config
+from rigfit.planning.trace import trace_to_json
+from rigfit.recipes import build_task
+from rigfit.workload import Recipe, WorkloadConfig
+
+
+def main(subject_file: str) -> int:
+    """Answer every question of standard input; return the exit code."""
+    subject: dict[str, Any] = json.loads(Path(subject_file).read_text(encoding="utf-8"))
+    speak = sys.stdout
+    sys.stdout = sys.stderr  # a person's task may print; the answers have this channel for themselves
+    torch.set_num_threads(1)
+    if subject["method"] == "pretend cuda":
+        try:
+            pretend_cuda()
+        except Exception as error:  # another torch, another layout of its inside: said, not traced
+            print(json.dumps({"kind": "no cuda on paper", "text": str(error)}), file=speak, flush=True)
+            return 1
+    recipe, config = read_config(subject["recipe"], subject["config"])
+    folder = Path(subject["folder"]) if subject["folder"] else None
+    print(json.dumps({"kind": "ready"}), file=speak, flush=True)
+    for line in sys.stdin:
+        question = json.loads(line)
+        answer = _answer(question, recipe, config, folder)
+        print(json.dumps(answer), file=speak, flush=True)
+    return 0
+
+
+def _answer(
+    question: dict[str, Any], recipe: Recipe, config: WorkloadConfig, folder: Path | None
+) -> dict[str, Any]:
+    target = PaperTarget(
+        device_kind=question["device_kind"],
+        capability=(question["capability"][0], question["capability"][1]),
+        precision=question["precision"],
+        activation_checkpointing=question["activation_checkpointing"],
+        channels_last=question["channels_last"],
+    )
+    try:
+        batch = one_batch(recipe, config, folder, question["micro_batch_size"])
+        task = build_unwritten(lambda: build_task(recipe, config))
+        trace = read_step(task, batch, config, target)
+        Path(question["file"]).write_text(trace_to_json(trace), encoding="utf-8")
+    except RigfitError as error:
+        return {"kind": type(error).__name__, "cause": error.cause, "remedy": error.remedy}
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+        return {"kind": "operator", "operator": str(error.func), "text": _place(error)}
+    except MemoryError:
+        return {"kind": "failure", "text": "this machine has not enough memory to build the model"}
+    except Exception as error:  # a person's task may fail in any way; the asking process tells how
+        traceback.print_exc()
+        return {"kind": "failure", "text": f"{type(error).__name__}: {_first_line(error)}{_place(error)}"}
+    return {"kind": "trace"}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def _place(error: Exception) -> str:
+    """Return ` (file.py line 12)` for the innermost line that is neither torch's nor another library's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and "rigfit/measuring" not in f.filename]
+    return f" ({Path(own[-1].filename).name} line {own[-1].lineno})" if own else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,144 @@
+"""The attention kernels a CUDA card would take: rules of torch's aten/src/ATen/native/transformers/cuda/sdp_utils.cpp."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_LARGEST_FLASH_HEAD = 256
+
+
+class CudaAttention(TorchFunctionMode):
+    """Replaces `scaled_dot_product_attention` by the kernel that a card of `capability` takes.
+
+    Without a card torch itself always takes the plain way, which keeps the whole matrix of scores.
+    """
+
+    def __init__(self, capability: tuple[int, int]) -> None:
+        super().__init__()
+        self.capability = capability
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return attend(self.capability, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def attend(
+    capability: tuple[int, int],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Return what attention returns, through the operator that the card would run."""
+    if torch.is_autocast_enabled("cuda"):
+        query, key, value = (_cast(tensor) for tensor in (query, key, value))
+        attn_mask = attn_mask if attn_mask is None or attn_mask.dtype == torch.bool else _cast(attn_mask)
+    kernel = choose_kernel(capability, query, key, value, attn_mask, is_causal=is_causal, enable_gqa=enable_gqa)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if kernel == "flash":
+        return _flash(query, key, value, dropout_p, is_causal, scale)
+    if kernel == "efficient":
+        return _efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    if enable_gqa:
+        key, value = (_repeat_heads(tensor, query) for tensor in (key, value))
+    out: Tensor = torch.ops.aten._scaled_dot_product_attention_math(
+        query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale
+    )[0]
+    return out
+
+
+def choose_kernel(
+    capability: tuple[int, int],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    is_causal: bool,
+    enable_gqa: bool,
+) -> str:
+    """Return `flash`, `efficient` or `math`.
+
+    Flash: Ampere or later, half precision, no mask, equal head sizes up to 256, causal only for equal lengths.
+    Memory-efficient: also float32 and masks, before Ampere too (half precision there only with head sizes that are a
+    multiple of 8; later cards need 16-byte rows).
+    """
+    size, is_half = int(query.shape[-1]), query.dtype in (torch.float16, torch.bfloat16)
+    if query.dim() != 4 or 0 in query.shape or 0 in key.shape:
+        return "math"
+    sizes_equal = size == key.shape[-1] == value.shape[-1]
+    is_square = query.shape[-2] == key.shape[-2]
+    if (
+        capability >= (8, 0)
+        and is_half
+        and mask is None
+        and sizes_equal
+        and size <= _LARGEST_FLASH_HEAD
+        and (is_square or not is_causal)
+    ):
+        return "flash"
+    if query.dtype == torch.bfloat16 and capability < (8, 0):
+        return "math"
+    if enable_gqa and key.shape[1] != query.shape[1]:
+        return "math"
+    unit = _alignment(capability, query.dtype)
+    if query.dtype == torch.float64 or size % unit or int(value.shape[-1]) % unit or capability < (5, 0):
+        return "math"
+    return "efficient"
+
+
+def _alignment(capability: tuple[int, int], dtype: torch.dtype) -> int:
+    """Return the multiple that head sizes must be of: `minimum_gemm_alignment` in sdp_utils.cpp."""
+    if dtype in (torch.float16, torch.bfloat16):
+        return 8 if capability >= (7, 0) else 2
+    return 4 if capability >= (8, 0) else 1
+
+
+def _cast(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.get_autocast_dtype("cuda")) if tensor.is_floating_point() else tensor
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, dropout: float, is_causal: bool, scale: float) -> Tensor:
+    size = int(query.shape[-1])
+    padding = -size % 8
+    if padding:
+        query, key, value = (F.pad(tensor, (0, padding)) for tensor in (query, key, value))
+    out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
+        query, key, value, dropout, is_causal, False, scale=scale
+    )[0]
+    return out[..., :size] if padding else out
+
+
+def _efficient(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, is_causal: bool, scale: float
+) -> Tensor:
+    bias = None
+    if mask is not None:
+        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else mask
+        padding = -int(bias.shape[-1]) % 16
+        if padding:  # rows of the mask must begin at multiples of 16: torch copies it into wider rows
+            bias = F.pad(bias, (0, padding))[..., : int(mask.shape[-1])]
+        bias = bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    needs_backward = query.requires_grad or key.requires_grad or value.requires_grad
+    out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, needs_backward, dropout, is_causal, scale=scale
+    )[0]
+    return out
+
+
+def _repeat_heads(tensor: Tensor, query: Tensor) -> Tensor:
+    return tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1)

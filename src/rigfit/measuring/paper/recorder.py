@@ -1,0 +1,236 @@
+"""Write down every allocation and release of tensors without storage, with where it happened."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+from rigfit.measuring.paper.cost import cost_of, hidden_bytes
+from rigfit.measuring.paper.worst_case import worst_case
+from rigfit.planning.trace import Call, Kind, Line, Mark, Phase, Storage
+
+_NO_NUMBER = (1 << 63) - 1  # nodes that only store gradients are numbered beyond every other
+
+
+class Recorder:
+    """What happened so far: storages, the order of allocations and releases, operators, and the parts of the step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.sizes: list[int] = []
+        self.kinds: list[Kind] = []
+        self.phases: list[Phase] = []
+        self.modules: list[str] = []
+        self.operators: list[str] = []
+        self.order: list[int] = []
+        self.calls: list[Call] = []
+        self.marks: list[Mark] = []
+        self.notes: list[str] = []
+        self.step = 0
+        self.micro_step = 0
+        self.phase = Phase.BUILD
+        self._numbers: dict[int, int] = {}
+        self._references: dict[int, weakref.ref[Any]] = {}
+        self._stack: list[str] = [""]
+        self._turns: list[tuple[int, str]] = [(0, "")]  # (number of the next autograd node, module it will belong to)
+        self.enter(Phase.BUILD)
+
+    # --- the parts of a step
+
+    def enter(self, phase: Phase) -> None:
+        """Begin a part of the step."""
+        self.phase = phase
+        self.marks.append(Mark(len(self.order), self.step, self.micro_step, phase))
+
+    def assume(self, operator: str, text: str) -> None:
+        """Note what was assumed where an operator depends on values."""
+        where = f" in {self._stack[-1]}" if self._stack[-1] else ""
+        note = f"{operator}{where} depends on values: {text}"
+        if note not in self.notes:
+            self.notes.append(note)
+
+    # --- modules
+
+    def watch(self, model: nn.Module) -> None:
+        """Follow which module of `model` is running."""
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(self._entering(name))
+            module.register_forward_hook(self._leaving, always_call=True)
+
+    def _entering(self, name: str) -> Any:
+        def enter(_module: nn.Module, _inputs: object) -> None:
+            self._stack.append(name)
+            self._turn()
+
+        return enter
+
+    def _leaving(self, _module: nn.Module, _inputs: object, _output: object) -> None:
+        if len(self._stack) > 1:
+            self._stack.pop()
+        self._turn()
+
+    def _turn(self) -> None:
+        if self.phase is Phase.FORWARD:
+            self._turns.append((torch._C._autograd._get_sequence_nr(), self._stack[-1]))
+
+    def module(self) -> str:
+        """Return the module inside which the present operator runs; in backward, the one whose gradient it makes."""
+        node = torch._C._current_autograd_node()
+        if node is None or len(self._stack) > 1:
+            return self._stack[-1]
+        number = node._sequence_nr()
+        if number >= _NO_NUMBER:
+            return ""
+        index = bisect.bisect_right(self._turns, number, key=lambda turn: turn[0]) - 1
+        return self._turns[index][1]
+
+    # --- storages
+
+    def saw(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
+        """Note what one operator computed and allocated."""
+        if self.phase is Phase.FORWARD and torch._C._current_autograd_node() is not None:
+            self.enter(Phase.BACKWARD)
+        tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.device.type == self.device.type]
+        name = str(func.overloadpacket) if hasattr(func, "overloadpacket") else str(func)
+        cost = cost_of(func, args, kwargs, out, self.device)
+        module = self.module() if cost is not None or tensors else ""
+        if cost is not None:
+            family, flops, moved, sizes, details = cost
+            lines = (Line(sizes[0], 0), Line(sizes[1], 0), Line(sizes[2], 0))
+            call = Call(name, family, self.phase, module, Line(flops, 0), Line(moved, 0), lines, len(self.order), details)
+            self.calls.append(call)
+        kind = Kind.INPUT if self._brings_input(args, tensors) else Kind.TEMPORARY
+        for tensor in tensors:
+            self.note(tensor, name, module, kind)
+        hidden = hidden_bytes(func, args, kwargs) if self.device.type == "cuda" else 0
+        if hidden:
+            number = self._add(hidden, Kind.WORKSPACE, module, name)
+            self.order.append(~number)
+
+    def _brings_input(self, args: tuple[Any, ...], tensors: list[Tensor]) -> bool:
+        """Return whether an operator brings a part of the batch from the CPU to the device."""
+        is_outside = self.phase is Phase.FORWARD and len(self._stack) == 1
+        is_moved = bool(tensors and args) and isinstance(args[0], Tensor) and args[0].device != tensors[0].device
+        return is_outside and is_moved
+
+    def note(self, tensor: Tensor, operator: str, module: str = "", kind: Kind = Kind.TEMPORARY) -> int | None:
+        """Note the storage of `tensor` unless it is known already; return its number."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._numbers:
+            return self._numbers[key]
+        num_bytes = int(storage.nbytes())
+        number = self._add(num_bytes, kind, module, operator)
+        self._numbers[key] = number
+
+        def released(_reference: object) -> None:
+            if self._numbers.get(key) == number:
+                del self._numbers[key], self._references[key]
+            self.order.append(~number)
+
+        self._references[key] = weakref.ref(storage, released)
+        return number
+
+    def _add(self, num_bytes: int, kind: Kind, module: str, operator: str) -> int:
+        number = len(self.sizes)
+        self.sizes.append(num_bytes)
+        self.kinds.append(kind)
+        self.phases.append(self.phase)
+        self.modules.append(module)
+        self.operators.append(operator)
+        self.order.append(number)
+        return number
+
+    def hold(self, tensors: Iterable[Tensor | None], kind: Kind) -> None:
+        """Say what known storages hold, or note them as `kind` if they are new."""
+        for tensor in tensors:
+            if tensor is not None and tensor.device.type == self.device.type:
+                number = self.note(tensor, kind.value, kind=kind)
+                if number is not None:
+                    self.kinds[number] = kind
+
+    def storages(self) -> tuple[Storage, ...]:
+        """Return all storages; what was made in forward and is needed in backward is named an activation."""
+        kept = self._kept_for_backward()
+        return tuple(
+            Storage(
+                Line(size, 0.0),
+                Kind.ACTIVATION if kind is Kind.TEMPORARY and number in kept else kind,
+                phase,
+                module,
+                operator,
+            )
+            for number, (size, kind, phase, module, operator) in enumerate(
+                zip(self.sizes, self.kinds, self.phases, self.modules, self.operators, strict=True)
+            )
+        )
+
+    def settled_order(self) -> tuple[int, ...]:
+        """Return the order with releases that follow each other sorted.
+
+        Casts of weights leave autocast's cache in the order of their addresses, another one at every run.
+        """
+        order: list[int] = []
+        for is_release, run in itertools.groupby(self.order, key=lambda n: n < 0):
+            order += sorted(run, reverse=True) if is_release else run
+        return tuple(order)
+
+    def _kept_for_backward(self) -> set[int]:
+        """Return storages made in a forward part and still alive when its backward began."""
+        kept: set[int] = set()
+        alive: set[int] = set()
+        begins = iter([mark for mark in self.marks if mark.phase is Phase.BACKWARD])
+        following = next(begins, None)
+        for position, n in enumerate(self.order):
+            while following is not None and following.position <= position:
+                kept |= {m for m in alive if self.phases[m] is Phase.FORWARD}
+                following = next(begins, None)
+            if n >= 0:
+                alive.add(n)
+            else:
+                alive.discard(~n)
+        return kept
+
+
+class PaperMode(FakeTensorMode):
+    """Tensors without storage whose every operator is told to a recorder."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self.recorder = recorder
+        self._depth = 0
+        self._is_answering = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self._depth += 1
+        try:
+            assumed = None if self._is_answering else self._assume(func, args, kwargs or {})
+            out = assumed[0] if assumed else super().__torch_dispatch__(func, types, args, kwargs or {})
+        finally:
+            self._depth -= 1
+        # Parts of an operator that torch takes apart are not seen by themselves: a GPU runs them as one kernel.
+        if self._depth == 0:
+            self.recorder.saw(func, args, kwargs or {}, out)
+        return out
+
+    def _assume(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, str] | None:
+        """Return the worst case of an operator that depends on values, noting what was assumed."""
+        self._is_answering = True
+        try:
+            with self:
+                found = worst_case(func, args, kwargs)
+        finally:
+            self._is_answering = False
+        if found is not None:
+            self.recorder.assume(str(func), found[1])
+        return found

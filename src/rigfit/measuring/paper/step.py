@@ -1,0 +1,162 @@
+"""Take two optimizer steps of two passes on paper, with the code that training runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from rigfit.measuring.paper.build import without_storage
+from rigfit.measuring.paper.kernels import CudaAttention
+from rigfit.measuring.paper.recorder import PaperMode, Recorder
+from rigfit.planning.trace import Kind, Phase, Trace
+from rigfit.task import Batch, Task
+from rigfit.training import precision
+from rigfit.training.distributed import World
+from rigfit.training.loader import MicroBatch
+from rigfit.training.optimizer import WeightAverage, build_optimizer, set_rate
+from rigfit.training.step import StepSettings, accumulate_gradients, update_weights
+from rigfit.training.wrap import prepare_model
+from rigfit.workload import Precision, WorkloadConfig
+
+NUM_STEPS = 2
+PASSES_PER_STEP = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperTarget:
+    """What the step is read for."""
+
+    device_kind: str
+    capability: tuple[int, int]
+    precision: Precision
+    activation_checkpointing: bool
+    channels_last: bool
+
+
+def read_step(task: Task, batch: Batch, config: WorkloadConfig, target: PaperTarget) -> Trace:
+    """Return what two steps on micro-batches like `batch` allocate and compute.
+
+    Args:
+        task: As it was built, in memory of the CPU; its weights are replaced by ones without storage.
+        batch: One micro-batch on the CPU, as the loader would give it.
+        config: The stage's config.
+        target: For which device, in which precision.
+    """
+    started = time.perf_counter()
+    device = torch.device("cuda", 0) if target.device_kind == "cuda" else torch.device("cpu")
+    num_items = max(1, task.count_items(batch))
+    size = _micro_batch_size(batch)
+    recorder = Recorder(device)
+    mode = PaperMode(recorder)
+    task.train()
+    held = without_storage(task, mode, device)
+    recorder.hold([t for t in held.values() if isinstance(t, nn.Parameter)], Kind.WEIGHT)
+    recorder.hold([t for t in held.values() if not isinstance(t, nn.Parameter)], Kind.BUFFER)
+    with ExitStack() as stack:
+        stack.enter_context(mode)
+        if device.type == "cuda":
+            stack.enter_context(CudaAttention(target.capability))
+        paper_batch = {key: _on_paper(value) for key, value in batch.items()}
+        recorder.hold((v for v in paper_batch.values() if isinstance(v, Tensor)), Kind.INPUT)
+        prepare_model(task, is_checkpointed=target.activation_checkpointing, is_channels_last=target.channels_last)
+        recorder.hold(task.parameters(), Kind.WEIGHT)
+        recorder.watch(task)
+        _take_steps(task, paper_batch, config, target, recorder, num_items=num_items, device=device)
+    return Trace(
+        device_kind=target.device_kind,
+        capability=target.capability,
+        micro_batch_sizes=(size,),
+        storages=recorder.storages(),
+        order=recorder.settled_order(),
+        calls=tuple(recorder.calls),
+        marks=tuple(recorder.marks),
+        blocks=_names_of(task, task.blocks()),
+        method=f"read on paper for {target.device_kind}, {target.precision}",
+        notes=tuple(recorder.notes),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _take_steps(
+    task: Task,
+    batch: Batch,
+    config: WorkloadConfig,
+    target: PaperTarget,
+    recorder: Recorder,
+    *,
+    num_items: int,
+    device: torch.device,
+) -> None:
+    optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2)
+    set_rate(optimizer, 1e-6)
+    average = WeightAverage(task, config.ema_decay) if config.ema_decay else None
+    if average:
+        recorder.hold(average.shadow.values(), Kind.AVERAGE)
+    scaler = precision.build_scaler(device, target.precision)
+    world = World(rank=0, local_rank=0, size=1, device=device)
+    settings = StepSettings(
+        precision=target.precision,
+        channels_last=target.channels_last,
+        clip_grad_norm=config.clip_grad_norm,
+        seed=config.seed,
+        seeds_model=False,
+    )
+    for step in range(NUM_STEPS):
+        recorder.step = step
+        passes = _Passes(batch, recorder)
+        # Both passes share one divisor; its value decides nothing about memory.
+        accumulate_gradients(task, passes, num_items=num_items, world=world, scaler=scaler, settings=settings)
+        recorder.hold((parameter.grad for parameter in task.parameters()), Kind.GRADIENT)
+        recorder.enter(Phase.UPDATE)
+        update_weights(task, optimizer, scaler, clip_grad_norm=settings.clip_grad_norm)
+        if average:
+            average.update(task)
+        state = (value for held in optimizer.state.values() for value in held.values())
+        recorder.hold((value for value in state if isinstance(value, Tensor)), Kind.OPTIMIZER)
+
+
+class _Passes(Sequence[MicroBatch]):
+    """The micro-batches of one step; taking the next one tells the recorder that a pass begins."""
+
+    def __init__(self, batch: Batch, recorder: Recorder) -> None:
+        self.micro = MicroBatch(
+            batch=batch, num_samples=_micro_batch_size(batch), fingerprint=0, first_position=0, is_filler=False
+        )
+        self.recorder = recorder
+
+    def __len__(self) -> int:
+        return PASSES_PER_STEP
+
+    @overload
+    def __getitem__(self, index: int) -> MicroBatch: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[MicroBatch]: ...
+    def __getitem__(self, index: int | slice) -> MicroBatch | Sequence[MicroBatch]:
+        return [self.micro] * PASSES_PER_STEP if isinstance(index, slice) else self.micro
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for number in range(PASSES_PER_STEP):
+            self.recorder.micro_step = number
+            self.recorder.enter(Phase.FORWARD)
+            yield self.micro
+
+
+def _on_paper(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
+
+
+def _micro_batch_size(batch: Batch) -> int:
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim())
+
+
+def _names_of(task: Task, modules: Sequence[nn.Module]) -> tuple[str, ...]:
+    wanted = {id(module) for module in modules}
+    return tuple(name for name, module in task.named_modules() if id(module) in wanted)

@@ -1,0 +1,248 @@
+"""Ask a process of its own to read training steps on paper, at any micro-batch, for any device."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rigfit import errors
+from rigfit.errors import RigfitError, TrainingError, UsageError
+from rigfit.hardware.rig import DeviceKind
+from rigfit.measuring.question import child_environment
+from rigfit.planning.trace import Trace, combine, trace_from_json
+from rigfit.units import format_seconds
+from rigfit.workload import Precision, Recipe, WorkloadConfig
+
+TIME_LIMIT_SECONDS = 300.0
+
+_PRETEND, _REWRITE = "pretend cuda", "rewrite"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a step is read for.
+
+    Args:
+        device_kind, capability: The device whose kernels are taken.
+        precision: Number format of the forward pass.
+        activation_checkpointing: Recompute blocks in backward.
+        channels_last: Store image tensors channels-last.
+    """
+
+    device_kind: DeviceKind
+    capability: tuple[int, int]
+    precision: Precision
+    activation_checkpointing: bool
+    channels_last: bool
+
+
+class Tracer:
+    """Reads the steps of one stage; use it in a `with` block, which ends the process it starts.
+
+    Args:
+        recipe: The task, as `load_recipe` finds it by the recipe's name.
+        config: The stage's config.
+        folder: The prepared data, or None where the task defines `example_batch`.
+        time_limit: Seconds for one trace.
+    """
+
+    def __init__(
+        self, recipe: Recipe, config: WorkloadConfig, folder: Path | None, *, time_limit: float = TIME_LIMIT_SECONDS
+    ) -> None:
+        self._subject = {
+            "recipe": recipe.name,
+            "config": config.model_dump(mode="json"),
+            "folder": None if folder is None else str(folder),
+        }
+        self._time_limit = time_limit
+        self._method = _PRETEND
+        self._why_rewritten = ""
+        self._child: _Child | None = None
+        self._traces: dict[tuple[Target, int], Trace] = {}
+
+    def __enter__(self) -> Tracer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end_child()
+
+    def read(self, target: Target, micro_batch_size: int) -> Trace:
+        """Return the step at one micro-batch, exact at that size; a trace that was read before is not read again.
+
+        Raises:
+            UsageError: The task uses an operator that cannot be read on paper, or has no batch to show.
+            TrainingError: The task failed or took too long.
+        """
+        key = (target, micro_batch_size)
+        if key not in self._traces:
+            self._traces[key] = self._read(target, micro_batch_size)
+        return self._traces[key]
+
+    def read_line(self, target: Target, sizes: tuple[int, int]) -> Trace | None:
+        """Return the step as lines through two micro-batches, or None where it differs from one size to the other."""
+        return combine(self.read(target, sizes[0]), self.read(target, sizes[1]))
+
+    def _read(self, target: Target, micro_batch_size: int) -> Trace:
+        while True:
+            try:
+                return self._ask(target, micro_batch_size)
+            except _ChildLostError as lost:
+                self._end_child()
+                if self._method == _REWRITE or target.device_kind == "cpu":
+                    raise TrainingError(
+                        f"The process that reads the step on paper ended: {lost}.",
+                        "Pin the micro-batch, micro_batch_size=8, to train without a prediction.",
+                    ) from None
+                self._method, self._why_rewritten = _REWRITE, str(lost)
+
+    def _ask(self, target: Target, micro_batch_size: int) -> Trace:
+        method = _REWRITE if target.device_kind == "cpu" else self._method
+        if self._child is not None and self._child.method != method:
+            self._end_child()
+        if self._child is None:
+            self._child = _Child(self._subject, method, time_limit=self._time_limit)
+        answer, text = self._child.ask(target, micro_batch_size)
+        if answer["kind"] != "trace":
+            raise _refusal(answer)
+        found = trace_from_json(text)
+        if self._why_rewritten and target.device_kind == "cuda":
+            note = (
+                "Read without a CUDA device on paper, its casts and kernels rewritten by hand, less exactly: "
+                f"{self._why_rewritten}."
+            )
+            found = replace(found, notes=(*found.notes, note))
+        return found
+
+    def _end_child(self) -> None:
+        if self._child is not None:
+            self._child.end()
+            self._child = None
+
+
+class _ChildLostError(Exception):
+    """The process ended, or could not do what it was started for; the text says why."""
+
+
+class _Child:
+    """One running process, asked line by line."""
+
+    def __init__(self, subject: Mapping[str, Any], method: str, *, time_limit: float) -> None:
+        self.method = method
+        self._time_limit = time_limit
+        self._folder = tempfile.TemporaryDirectory(prefix="rigfit-paper-")
+        self._number = 0
+        folder = Path(self._folder.name)
+        subject_file = folder / "subject.json"
+        subject_file.write_text(json.dumps({**subject, "method": method}), encoding="utf-8")
+        self._errors = (folder / "stderr.txt").open("w+", encoding="utf-8", errors="replace")
+        # A GPU that is here stays untouched: what is read on paper needs none, and a context would take its memory.
+        environment = {**child_environment(num_threads=1), "CUDA_VISIBLE_DEVICES": ""}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "rigfit.measuring.paper.answer", str(subject_file)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            encoding="utf-8",
+        )
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+        ready = self._next_answer()
+        if ready["kind"] != "ready":
+            raise self._lost(str(ready.get("text", "it said nothing")))
+
+    def ask(self, target: Target, micro_batch_size: int) -> tuple[dict[str, Any], str]:
+        """Return the answer and, where it is a trace, its text."""
+        self._number += 1
+        file = Path(self._folder.name, f"trace-{self._number}.json")
+        question = {
+            "device_kind": target.device_kind,
+            "capability": target.capability,
+            "precision": target.precision,
+            "activation_checkpointing": target.activation_checkpointing,
+            "channels_last": target.channels_last,
+            "micro_batch_size": micro_batch_size,
+            "file": str(file),
+        }
+        stdin = self._process.stdin
+        assert stdin is not None
+        try:
+            stdin.write(json.dumps(question) + "\n")
+            stdin.flush()
+        except OSError:
+            raise self._lost("") from None
+        answer = self._next_answer()
+        if answer["kind"] != "trace":
+            return answer, ""
+        text = file.read_text(encoding="utf-8")
+        file.unlink()
+        return answer, text
+
+    def end(self) -> None:
+        """End the process and remove its folder."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        self._folder.cleanup()
+
+    def _listen(self) -> None:
+        stdout = self._process.stdout
+        assert stdout is not None
+        with contextlib.suppress(ValueError, OSError):  # closed by `end`
+            for line in stdout:
+                self._lines.put(line)
+        self._lines.put("")
+
+    def _next_answer(self) -> dict[str, Any]:
+        try:
+            line = self._lines.get(timeout=self._time_limit)
+        except queue.Empty:
+            self.end()
+            raise TrainingError(
+                f"Reading a step on paper took longer than {format_seconds(self._time_limit)}.",
+                "Pin the micro-batch, micro_batch_size=8, to train without a prediction.",
+            ) from None
+        if not line:
+            raise self._lost("")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _lost(self, text: str) -> _ChildLostError:
+        code = self._process.wait()
+        self._errors.seek(0)
+        last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
+        self.end()
+        return _ChildLostError(text or f"exit code {code}, {last}")
+
+
+def _refusal(answer: Mapping[str, Any]) -> RigfitError:
+    if answer["kind"] == "operator":
+        return UsageError(
+            f"The step cannot be read on paper: the result of {answer['operator']} depends on values{answer['text']}.",
+            "Train with a pinned micro-batch, micro_batch_size=8, or write that line so that shapes follow from shapes.",
+        )
+    if answer["kind"] == "failure":
+        return TrainingError(
+            f"The step failed on paper: {answer['text']}.",
+            "Mend the task; or pin the micro-batch, micro_batch_size=8, to train without a prediction.",
+        )
+    kind = getattr(errors, answer["kind"], RigfitError)
+    refusal: RigfitError = kind(answer["cause"], answer["remedy"])
+    return refusal
