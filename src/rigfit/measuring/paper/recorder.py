@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from rigfit.measuring.paper.cost import cost_of, hidden_bytes
-from rigfit.measuring.paper.worst_case import worst_case
-from rigfit.planning.trace import Call, Kind, Line, Mark, Phase, Storage
+from rigfit.measuring.paper.worst_case import depends_on_values, worst_case
+from rigfit.planning.trace import Call, Kind, Line, Mark, Phase, Storage, Trace
 
 _NO_NUMBER = (1 << 63) - 1  # nodes that only store gradients are numbered beyond every other
 
@@ -157,6 +157,30 @@ class Recorder:
                 if number is not None:
                     self.kinds[number] = kind
 
+    def trace(
+        self,
+        *,
+        capability: tuple[int, int],
+        micro_batch_size: int,
+        blocks: tuple[str, ...],
+        method: str,
+        seconds: float,
+    ) -> Trace:
+        """Return what was written down, as the trace of one micro-batch size."""
+        return Trace(
+            device_kind=self.device.type,
+            capability=capability,
+            micro_batch_sizes=(micro_batch_size,),
+            storages=self.storages(),
+            order=self.settled_order(),
+            calls=tuple(self.calls),
+            marks=tuple(self.marks),
+            blocks=blocks,
+            method=method,
+            notes=tuple(self.notes),
+            seconds=seconds,
+        )
+
     def storages(self) -> tuple[Storage, ...]:
         """Return all storages; what was made in forward and is needed in backward is named an activation."""
         kept = self._kept_for_backward()
@@ -212,6 +236,8 @@ class PaperMode(FakeTensorMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func is torch.ops.prim.device.default:  # asked several times per operator
+            return args[0].fake_device
         self._depth += 1
         try:
             assumed = None if self._is_answering else self._assume(func, args, kwargs or {})
@@ -225,6 +251,8 @@ class PaperMode(FakeTensorMode):
 
     def _assume(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, str] | None:
         """Return the worst case of an operator that depends on values, noting what was assumed."""
+        if not depends_on_values(func):
+            return None
         self._is_answering = True
         try:
             with self:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from rigfit.measuring.paper.build import without_storage
+from rigfit.measuring.paper.build import Unwritten, without_storage
 from rigfit.measuring.paper.kernels import CudaAttention
 from rigfit.measuring.paper.recorder import PaperMode, Recorder
 from rigfit.planning.trace import Kind, Phase, Trace
@@ -51,36 +51,35 @@ def read_step(task: Task, batch: Batch, config: WorkloadConfig, target: PaperTar
     started = time.perf_counter()
     device = torch.device("cuda", 0) if target.device_kind == "cuda" else torch.device("cpu")
     num_items = max(1, task.count_items(batch))
-    size = _micro_batch_size(batch)
+    with Unwritten():  # before the storage is gone: parameters without storage cannot change their memory format
+        prepare_model(task, is_checkpointed=target.activation_checkpointing, is_channels_last=target.channels_last)
+    with on_paper(task.train(), device, target.capability) as recorder:
+        paper_batch = {key: _empty(value) for key, value in batch.items()}
+        recorder.hold((value for value in paper_batch.values() if isinstance(value, Tensor)), Kind.INPUT)
+        _take_steps(task, paper_batch, config, target, recorder, num_items=num_items, device=device)
+    return recorder.trace(
+        capability=target.capability,
+        micro_batch_size=_micro_batch_size(batch),
+        blocks=_names_of(task, task.blocks()),
+        method=f"read on paper for {target.device_kind}, {target.precision}",
+        seconds=time.perf_counter() - started,
+    )
+
+
+@contextmanager
+def on_paper(model: nn.Module, device: torch.device, capability: tuple[int, int]) -> Iterator[Recorder]:
+    """Take the storage of `model` away, move it to `device`, and record all that happens inside the `with` block."""
     recorder = Recorder(device)
     mode = PaperMode(recorder)
-    task.train()
-    held = without_storage(task, mode, device)
+    held = without_storage(model, mode, device)
     recorder.hold([t for t in held.values() if isinstance(t, nn.Parameter)], Kind.WEIGHT)
     recorder.hold([t for t in held.values() if not isinstance(t, nn.Parameter)], Kind.BUFFER)
+    recorder.watch(model)
     with ExitStack() as stack:
         stack.enter_context(mode)
         if device.type == "cuda":
-            stack.enter_context(CudaAttention(target.capability))
-        paper_batch = {key: _on_paper(value) for key, value in batch.items()}
-        recorder.hold((v for v in paper_batch.values() if isinstance(v, Tensor)), Kind.INPUT)
-        prepare_model(task, is_checkpointed=target.activation_checkpointing, is_channels_last=target.channels_last)
-        recorder.hold(task.parameters(), Kind.WEIGHT)
-        recorder.watch(task)
-        _take_steps(task, paper_batch, config, target, recorder, num_items=num_items, device=device)
-    return Trace(
-        device_kind=target.device_kind,
-        capability=target.capability,
-        micro_batch_sizes=(size,),
-        storages=recorder.storages(),
-        order=recorder.settled_order(),
-        calls=tuple(recorder.calls),
-        marks=tuple(recorder.marks),
-        blocks=_names_of(task, task.blocks()),
-        method=f"read on paper for {target.device_kind}, {target.precision}",
-        notes=tuple(recorder.notes),
-        seconds=time.perf_counter() - started,
-    )
+            stack.enter_context(CudaAttention(capability))
+        yield recorder
 
 
 def _take_steps(
@@ -147,7 +146,7 @@ class _Passes(Sequence[MicroBatch]):
             yield self.micro
 
 
-def _on_paper(value: Any) -> Any:
+def _empty(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")

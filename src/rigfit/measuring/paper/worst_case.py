@@ -11,6 +11,17 @@ from torch import Tensor
 _aten = torch.ops.aten
 
 
+_INDEXING = frozenset({"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"})
+_UNIQUE = frozenset({"aten::_unique2", "aten::unique_dim", "aten::unique_consecutive"})
+_OTHERS = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "torchvision::nms", "aten::equal"})
+
+
+def depends_on_values(func: Any) -> bool:
+    """Return whether the size of an operator's output may depend on values."""
+    name = func._schema.name if hasattr(func, "_schema") else ""
+    return name in _OTHERS or name in _INDEXING or name in _UNIQUE
+
+
 def worst_case(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, str] | None:
     """Return (largest output, what was assumed), or None where an operator's output does not depend on values.
 
@@ -23,9 +34,9 @@ def worst_case(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> t
         return _every_index(args[0]), "every element is taken to be nonzero"
     if name == "aten::masked_select":
         return args[0].new_empty((torch.broadcast_shapes(args[0].shape, args[1].shape).numel(),)), _ALL_TRUE
-    if name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
+    if name in _INDEXING:
         return _indexed(func, args, kwargs)
-    if name in ("aten::_unique2", "aten::unique_dim", "aten::unique_consecutive"):
+    if name in _UNIQUE:
         return _all_different(name, args), "all elements are taken to be different"
     if name == "torchvision::nms":
         return torch.empty(args[0].shape[0], dtype=torch.int64, device=args[0].device), "no box is taken to be dropped"
