@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from rigfit.measuring.paper.build import build_unwritten
 from rigfit.measuring.paper.device import pretend_cuda
-from rigfit.measuring.paper.step import on_paper
+from rigfit.measuring.paper.step import gradients_of, on_paper, state_of
 from rigfit.planning.trace import Kind, Phase, Trace, combine, trace_to_json
 
 TRUTH = Path(__file__).resolve().parents[3] / "shared" / "truth"
@@ -69,7 +69,7 @@ def read_training(
         images = torch.empty(size, *image, device=place)
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        recorder.hold([images], Kind.INPUT)
+        recorder.hold([("", images)], Kind.INPUT)
         for step in range(2):
             recorder.step = step
             made.zero_grad(set_to_none=not keeps_gradients)
@@ -77,12 +77,11 @@ def read_training(
             with torch.autocast(device, dtype=precision) if precision else nullcontext():
                 loss = (loss_of or _classify)(model, images)
                 loss.backward()
-            recorder.hold((parameter.grad for parameter in model.parameters()), Kind.GRADIENT)
+            recorder.hold(gradients_of(model), Kind.GRADIENT)
             recorder.enter(Phase.UPDATE)
             made.step()
             del loss
-            state = (value for held in made.state.values() for value in held.values())
-            recorder.hold((value for value in state if isinstance(value, Tensor)), Kind.OPTIMIZER)
+            recorder.hold(state_of(model, made), Kind.OPTIMIZER)
     return recorder.trace(
         capability=capability,
         micro_batch_size=size,

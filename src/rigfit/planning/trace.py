@@ -73,7 +73,7 @@ class Call(NamedTuple):
         flops: Floating-point operations, two for a multiplication and addition.
         moved: Bytes of all tensors read and written, each once.
         tensors: Bytes of (first input, second input, first output), which decide how large a workspace is.
-        position: Index into `Trace.order` before which the call begins.
+        position: Index into `Trace.order` at which the call has allocated its outputs.
         details: Shape facts for tables: kernel, stride, groups, dilation, number of channels, layout, dtype.
     """
 
@@ -176,7 +176,7 @@ def without_accumulation(trace: Trace) -> Trace:
         elif ~n not in made_inside:
             order.append(n)
     moved.append(len(order))
-    kept = [call for call in trace.calls if not any(start <= call.position < stop for start, stop in spans)]
+    kept = [call for call in trace.calls if not any(start < call.position <= stop for start, stop in spans)]
     calls = tuple(call._replace(position=moved[call.position]) for call in kept)
     marks = tuple(mark._replace(position=moved[mark.position]) for mark in trace.marks if mark.micro_step == 0)
     return replace(trace, order=tuple(order), calls=calls, marks=marks)

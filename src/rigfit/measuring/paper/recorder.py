@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from rigfit.measuring.paper.cost import cost_of, hidden_bytes
+from rigfit.measuring.paper.cost import Cost, cost_of, hidden_bytes
 from rigfit.measuring.paper.worst_case import depends_on_values, worst_case
 from rigfit.planning.trace import Call, Kind, Line, Mark, Phase, Storage, Trace
 
@@ -102,18 +102,31 @@ class Recorder:
         name = str(func.overloadpacket) if hasattr(func, "overloadpacket") else str(func)
         cost = cost_of(func, args, kwargs, out, self.device)
         module = self.module() if cost is not None or tensors else ""
-        if cost is not None:
-            family, flops, moved, sizes, details = cost
-            lines = (Line(sizes[0], 0), Line(sizes[1], 0), Line(sizes[2], 0))
-            call = Call(name, family, self.phase, module, Line(flops, 0), Line(moved, 0), lines, len(self.order), details)
-            self.calls.append(call)
         kind = Kind.INPUT if self._brings_input(args, tensors) else Kind.TEMPORARY
         for tensor in tensors:
             self.note(tensor, name, module, kind)
+        if cost is not None:
+            self._call(name, module, cost)
         hidden = hidden_bytes(func, args, kwargs) if self.device.type == "cuda" else 0
         if hidden:
             number = self._add(hidden, Kind.WORKSPACE, module, name)
             self.order.append(~number)
+
+    def _call(self, operator: str, module: str, cost: Cost) -> None:
+        family, flops, moved, sizes, details = cost
+        self.calls.append(
+            Call(
+                operator,
+                family,
+                self.phase,
+                module,
+                Line(flops, 0),
+                Line(moved, 0),
+                (Line(sizes[0], 0), Line(sizes[1], 0), Line(sizes[2], 0)),
+                len(self.order),
+                details,
+            )
+        )
 
     def _brings_input(self, args: tuple[Any, ...], tensors: list[Tensor]) -> bool:
         """Return whether an operator brings a part of the batch from the CPU to the device."""
@@ -121,7 +134,7 @@ class Recorder:
         is_moved = bool(tensors and args) and isinstance(args[0], Tensor) and args[0].device != tensors[0].device
         return is_outside and is_moved
 
-    def note(self, tensor: Tensor, operator: str, module: str = "", kind: Kind = Kind.TEMPORARY) -> int | None:
+    def note(self, tensor: Tensor, operator: str, module: str = "", kind: Kind = Kind.TEMPORARY) -> int:
         """Note the storage of `tensor` unless it is known already; return its number."""
         storage = tensor.untyped_storage()
         key = storage._cdata
@@ -149,13 +162,15 @@ class Recorder:
         self.order.append(number)
         return number
 
-    def hold(self, tensors: Iterable[Tensor | None], kind: Kind) -> None:
-        """Say what known storages hold, or note them as `kind` if they are new."""
-        for tensor in tensors:
-            if tensor is not None and tensor.device.type == self.device.type:
-                number = self.note(tensor, kind.value, kind=kind)
-                if number is not None:
-                    self.kinds[number] = kind
+    def hold(self, named: Iterable[tuple[str, Tensor | None]], kind: Kind) -> None:
+        """Say what storages hold, noting those that are new. The name is that of the parameter, or empty."""
+        for name, tensor in named:
+            if tensor is None or tensor.device.type != self.device.type:
+                continue
+            module = name.rpartition(".")[0]
+            number = self.note(tensor, kind.value, module, kind)
+            self.kinds[number] = kind
+            self.modules[number] = module or self.modules[number]
 
     def trace(
         self,

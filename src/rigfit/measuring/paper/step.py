@@ -55,7 +55,7 @@ def read_step(task: Task, batch: Batch, config: WorkloadConfig, target: PaperTar
         prepare_model(task, is_checkpointed=target.activation_checkpointing, is_channels_last=target.channels_last)
     with on_paper(task.train(), device, target.capability) as recorder:
         paper_batch = {key: _empty(value) for key, value in batch.items()}
-        recorder.hold((value for value in paper_batch.values() if isinstance(value, Tensor)), Kind.INPUT)
+        recorder.hold((("", value) for value in paper_batch.values() if isinstance(value, Tensor)), Kind.INPUT)
         _take_steps(task, paper_batch, config, target, recorder, num_items=num_items, device=device)
     return recorder.trace(
         capability=target.capability,
@@ -72,8 +72,8 @@ def on_paper(model: nn.Module, device: torch.device, capability: tuple[int, int]
     recorder = Recorder(device)
     mode = PaperMode(recorder)
     held = without_storage(model, mode, device)
-    recorder.hold([t for t in held.values() if isinstance(t, nn.Parameter)], Kind.WEIGHT)
-    recorder.hold([t for t in held.values() if not isinstance(t, nn.Parameter)], Kind.BUFFER)
+    recorder.hold([pair for pair in held.items() if isinstance(pair[1], nn.Parameter)], Kind.WEIGHT)
+    recorder.hold([pair for pair in held.items() if not isinstance(pair[1], nn.Parameter)], Kind.BUFFER)
     recorder.watch(model)
     with ExitStack() as stack:
         stack.enter_context(mode)
@@ -96,7 +96,7 @@ def _take_steps(
     set_rate(optimizer, 1e-6)
     average = WeightAverage(task, config.ema_decay) if config.ema_decay else None
     if average:
-        recorder.hold(average.shadow.values(), Kind.AVERAGE)
+        recorder.hold(average.shadow.items(), Kind.AVERAGE)
     scaler = precision.build_scaler(device, target.precision)
     world = World(rank=0, local_rank=0, size=1, device=device)
     settings = StepSettings(
@@ -111,13 +111,25 @@ def _take_steps(
         passes = _Passes(batch, recorder)
         # Both passes share one divisor; its value decides nothing about memory.
         accumulate_gradients(task, passes, num_items=num_items, world=world, scaler=scaler, settings=settings)
-        recorder.hold((parameter.grad for parameter in task.parameters()), Kind.GRADIENT)
+        recorder.hold(gradients_of(task), Kind.GRADIENT)
         recorder.enter(Phase.UPDATE)
         update_weights(task, optimizer, scaler, clip_grad_norm=settings.clip_grad_norm)
         if average:
             average.update(task)
-        state = (value for held in optimizer.state.values() for value in held.values())
-        recorder.hold((value for value in state if isinstance(value, Tensor)), Kind.OPTIMIZER)
+        recorder.hold(state_of(task, optimizer), Kind.OPTIMIZER)
+
+
+def gradients_of(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
+    """Return the gradients that are there, by parameter name."""
+    return ((name, parameter.grad) for name, parameter in model.named_parameters())
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Return the tensors an optimizer keeps, by parameter name."""
+    for name, parameter in model.named_parameters():
+        for value in optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor):
+                yield name, value
 
 
 class _Passes(Sequence[MicroBatch]):
