@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 
 import pytest
@@ -154,8 +155,9 @@ def test_the_free_end_of_the_mapped_range_counts_when_it_grows() -> None:
 
 
 def test_expandable_segments_give_no_remainder_away() -> None:
-    allocator = allocator_after([(0, 20 * MIB), (~0, 0), (1, 19 * MIB + 512)], expandable=True)
-    assert (allocator.allocated, allocator.largest_free()) == (19 * MIB + 512, MIB - 512)
+    # Without them 20 MiB - 512 B would take the whole block; here the remainder of 512 B stays a block.
+    allocator = allocator_after([(0, 20 * MIB), (~0, 0), (1, 20 * MIB - 512)], expandable=True)
+    assert (allocator.allocated, allocator.largest_free()) == (20 * MIB - 512, 512)
 
 
 def test_fragments_that_segments_waste_are_joined_by_expandable_segments() -> None:
@@ -187,6 +189,22 @@ def test_on_a_retry_whole_free_pages_are_unmapped_and_holes_filled_from_below() 
     allocator.allocate(2, 48 * MIB)
     assert (allocator.reserved, allocator.allocated, allocator.largest_free()) == (60 * MIB, 52 * MIB, 6 * MIB)
     assert allocator.segments() == [Segment(is_large=True, size=60 * MIB, allocated=52 * MIB)]
+
+
+def test_mapping_in_two_steps_stays_within_the_capacity() -> None:
+    # 20 a | 10 b | 10 free = 2 pages, capacity 60. a released; 60 MiB asked and refused (20 + 60 > 60), which unmaps a.
+    # b released: gap 20 | free 20 | endless gap, 20 reserved. 70 MiB map the first gap (40) and need 30 more = 2 pages:
+    # 80 > 60, so all is unmapped, and 70 MiB from nothing need 80: out. 50 MiB need 3 pages.
+    allocator = allocator_after([(0, 20 * MIB), (1, 10 * MIB), (~0, 0)], capacity=60 * MIB, expandable=True)
+    with pytest.raises(OutOfMemory):
+        allocator.allocate(2, 60 * MIB)
+    allocator.release(1)
+    assert (allocator.reserved, allocator.largest_free()) == (20 * MIB, 20 * MIB)
+    with pytest.raises(OutOfMemory):
+        allocator.allocate(2, 70 * MIB)
+    assert (allocator.reserved, allocator.peak_reserved) == (0, 40 * MIB)
+    allocator.allocate(2, 50 * MIB)
+    assert (allocator.reserved, allocator.largest_free()) == (60 * MIB, 10 * MIB)
 
 
 def test_pages_of_one_pool_serve_the_other_after_a_retry() -> None:
@@ -240,6 +258,19 @@ def test_a_retry_can_make_less_capacity_suffice_than_the_unconstrained_peak_allo
     assert limited is not None
     assert (unlimited.peak_allocated, limited.peak_allocated, limited.num_retries) == (71 * MIB, 70 * MIB, 1)
     assert least_capacity(requests) == 70 * MIB
+
+
+def test_the_least_capacity_lies_above_capacities_that_fail() -> None:
+    # Segments of 10 and 20 (for the 6), both free again; then 40, 12 and 11 are asked.
+    #   64 to 68: 30 + 40 > 68, so both go back: 40 + 12 + 12 (for 11) = 64.
+    #   70: all 70 are held; the 12 come out of the 20. For the 11 the free 10 go back, but 60 + 12 > 70: out of memory.
+    #   72: the same, and 60 + 12 fit.
+    # Bisection alone meets 72, 68, 66 and 64, and never sees the 70.
+    requests = [(0, 10 * MIB), (1, 6 * MIB), (~1, 0), (~0, 0), (2, 40 * MIB), (3, 12 * MIB), (4, 11 * MIB)]
+    tried = range(60, 84, 2)
+    survivors = [capacity for capacity in tried if replay(requests, capacity=capacity * MIB) is not None]
+    assert survivors == [64, 66, 68, 72, 74, 76, 78, 80, 82]
+    assert least_capacity(requests) == 72 * MIB
 
 
 # --- a slow allocator: every block in a list, every rule a scan -----------------------------------------------------
@@ -455,6 +486,35 @@ def test_the_model_agrees_with_the_slow_allocator(requests: Requests, capacity: 
         assert sum(segment.size for segment in fast.segments()) == fast.reserved
         assert sum(segment.allocated for segment in fast.segments()) == fast.allocated <= fast.reserved
         assert limit is None or fast.reserved <= limit
+
+
+@pytest.mark.parametrize("expandable", [False, True])
+def test_the_model_agrees_with_the_slow_allocator_while_memory_is_short(expandable: bool) -> None:
+    """Many retries and failures: a request that fails leaves both as they are, and the next ones go on."""
+    sizes = [0, 1, 512, 513, MIB, MIB + 1, 6 * MIB, 9 * MIB, 10 * MIB, 11 * MIB, 12 * MIB, 20 * MIB, 40 * MIB, 50 * MIB]
+    num_retries = num_failures = 0
+    for seed in range(200):
+        rng = random.Random(seed)
+        capacity = rng.randrange(20, 150) * 2 * MIB
+        fast, slow = CachingAllocator(capacity=capacity, expandable_segments=expandable), Slow(capacity, expandable)
+        live: list[int] = []
+        for key in range(100):
+            if live and (len(live) > 14 or rng.random() < 0.45):
+                released = live.pop(rng.randrange(len(live)))
+                fast.release(released)
+                slow.release(released)
+                continue
+            num_bytes = rng.choice([rng.choice(sizes), rng.randrange(2 * MIB), rng.randrange(30 * MIB)])
+            if slow.allocate(key, num_bytes):
+                fast.allocate(key, num_bytes)
+                live.append(key)
+            else:
+                num_failures += 1
+                with pytest.raises(OutOfMemory):
+                    fast.allocate(key, num_bytes)
+            assert (fast.allocated, fast.reserved, fast.num_retries) == (slow.allocated, slow.reserved, slow.retries)
+        num_retries += fast.num_retries
+    assert num_retries > num_failures > 100
 
 
 @settings(max_examples=50, deadline=None)

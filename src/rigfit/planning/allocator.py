@@ -12,22 +12,25 @@ one size by address; here newer segments lie higher.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-# pytorch c10/core/AllocatorConfig.h
-_MIN_BLOCK = 512  # kMinBlockSize: every request is rounded up to a multiple of it
-_SMALL_REQUEST = 1 << 20  # kSmallSize: the largest request served from the small pool
-_SMALL_SEGMENT = 2 << 20  # kSmallBuffer: segment (or page) of the small pool
-_LARGE_SEGMENT = 20 << 20  # large_segment_size (kLargeBuffer before 2.10): packs the requests below `_OWN_SEGMENT`
-_OWN_SEGMENT = 10 << 20  # kMinLargeAlloc: from here on a request that finds no block gets a segment of its own
-_SEGMENT_STEP = 2 << 20  # kRoundLarge: ... rounded up to a multiple of this
+from rigfit.planning.memory_pool import (
+    ADDRESS,
+    ADDRESS_BITS,
+    ENDLESS,
+    LARGE_SEGMENT,
+    MIN_BLOCK,
+    SEGMENT_STEP,
+    SMALL_REQUEST,
+    SMALL_SEGMENT,
+    FreeBlocks,
+    Pages,
+    Segments,
+    Source,
+)
 
-_ENDLESS = 1 << 60  # bytes: more than any card has, for "no capacity given" and for virtual address space
-_ADDRESS_BITS = 64
-_ADDRESS = (1 << _ADDRESS_BITS) - 1
-_NUM_PROBES = 8
+_NUM_PROBES = 16  # capacities replayed above the one that bisection found
 
 
 class OutOfMemory(Exception):  # noqa: N818  (named like the state it reports; never shown to people)
@@ -62,189 +65,6 @@ class Replay:
     peak_position: int
 
 
-class _FreeBlocks:
-    """The free blocks of one pool. A block is one int, size above address, so that a sorted list is best fit first.
-
-    `starts` maps a block's first address to its size, `ends` the address behind it to its first address.
-    `gaps` maps the first address of each unmapped range to its size; only expandable segments have any.
-    """
-
-    __slots__ = ("ends", "gaps", "order", "split_from", "starts")
-
-    def __init__(self, split_from: int) -> None:
-        self.order: list[int] = []
-        self.starts: dict[int, int] = {}
-        self.ends: dict[int, int] = {}
-        self.gaps: dict[int, int] = {}
-        self.split_from = split_from  # least remainder in bytes that is cut off a block rather than given away with it
-
-    def put(self, start: int, size: int) -> int:
-        """Adds a free range, merged with its free neighbours. Returns the address behind the merged block."""
-        before = self.ends.pop(start, None)
-        if before is not None:
-            del self.order[bisect_left(self.order, (start - before) << _ADDRESS_BITS | before)]
-            size += start - before
-            start = before
-        after = self.starts.pop(start + size, None)
-        if after is not None:
-            del self.order[bisect_left(self.order, after << _ADDRESS_BITS | (start + size))]
-            size += after
-        self.starts[start] = size
-        self.ends[start + size] = start
-        insort(self.order, size << _ADDRESS_BITS | start)
-        return start + size
-
-    def take(self, block: int) -> tuple[int, int]:
-        """Removes a block. Returns its address and size."""
-        start, size = block & _ADDRESS, block >> _ADDRESS_BITS
-        del self.order[bisect_left(self.order, block)]
-        del self.starts[start]
-        del self.ends[start + size]
-        return start, size
-
-    def largest(self) -> int:
-        """Bytes of the largest free block, 0 when there is none."""
-        return self.order[-1] >> _ADDRESS_BITS if self.order else 0
-
-    def best_expandable(self, index: int) -> int:
-        """Index of the block to use when the best fit, at `index`, can grow into unmapped space behind it.
-
-        Torch counts the space into which a block could grow as part of its size, and so spares the growing end of the
-        segment while a block that cannot grow is large enough.
-        """
-        room = self._room(index)
-        while index + 1 < len(self.order) and (next_room := self._room(index + 1)) < room:
-            index, room = index + 1, next_room
-        return index
-
-    def _room(self, index: int) -> int:
-        size, start = self.order[index] >> _ADDRESS_BITS, self.order[index] & _ADDRESS
-        return size + self.gaps.get(start + size, 0)
-
-
-class _Source(Protocol):
-    """Where a pool gets bytes from the driver, and gives them back."""
-
-    def grow(self, size: int, room: int) -> int:
-        """Tries to make a free block of `size` bytes out of at most `room` new ones. Returns the bytes added."""
-
-    def shrink(self) -> int:
-        """Gives back what is wholly free. Returns the bytes given back."""
-
-    def ranges(self) -> Iterator[tuple[int, int]]:
-        """Yields the reserved ranges as (address, bytes)."""
-
-
-class _Segments:
-    """One `cudaMalloc` for each segment, given back only when all of it is free."""
-
-    def __init__(self, free: _FreeBlocks) -> None:
-        self._free = free
-        self._sizes: dict[int, int] = {}
-        self._next_address = 0
-
-    def grow(self, size: int, room: int) -> int:
-        segment = _segment_size(size)
-        if segment > room:
-            return 0
-        start = self._next_address
-        self._next_address += segment + _MIN_BLOCK  # the hole keeps blocks of two segments from merging
-        self._sizes[start] = segment
-        self._free.put(start, segment)
-        return segment
-
-    def shrink(self) -> int:
-        released = 0
-        for block in list(self._free.order):
-            if self._sizes.get(block & _ADDRESS) == block >> _ADDRESS_BITS:
-                start, size = self._free.take(block)
-                del self._sizes[start]
-                released += size
-        return released
-
-    def ranges(self) -> Iterator[tuple[int, int]]:
-        yield from self._sizes.items()
-
-
-class _Pages:
-    """One segment of virtual addresses into which pages are mapped as needed (`expandable_segments:True`).
-
-    Torch reserves 9/8 of the card's memory as addresses and opens a second segment when they run out; here they are
-    endless, which differs only after the retries have torn holes into the first one.
-    """
-
-    def __init__(self, free: _FreeBlocks, page: int) -> None:
-        self._free = free
-        self._page = page
-        free.gaps[0] = _ENDLESS
-
-    def grow(self, size: int, room: int) -> int:
-        """As torch, fills gaps from the lowest address up, and keeps what it mapped when a later gap fails."""
-        free, gaps, page = self._free, self._free.gaps, self._page
-        gap = self._lowest_gap_for(size)
-        added = 0
-        while True:
-            length = gaps[gap]
-            held = gap - free.ends.get(gap, gap)
-            mapped = -(-min(length, size - held) // page) * page
-            if mapped > room - added:
-                return added
-            del gaps[gap]
-            if mapped < length:
-                gaps[gap + mapped] = length - mapped
-            added += mapped
-            gap = free.put(gap, mapped)
-            if gap - free.ends[gap] >= size:
-                return added
-
-    def shrink(self) -> int:
-        """Unmaps the whole pages inside every free block; what is left of the block on both sides stays free."""
-        free, page = self._free, self._page
-        released = 0
-        for block in list(free.order):
-            start, size = block & _ADDRESS, block >> _ADDRESS_BITS
-            first = -(-start // page) * page
-            last = (start + size) // page * page
-            if first >= last:
-                continue
-            free.take(block)
-            if start < first:
-                free.put(start, first - start)
-            if last < start + size:
-                free.put(last, start + size - last)
-            self._add_gap(first, last - first)
-            released += last - first
-        return released
-
-    def ranges(self) -> Iterator[tuple[int, int]]:
-        start = 0
-        for gap, length in sorted(self._free.gaps.items()):
-            if gap > start:
-                yield start, gap - start
-            start = gap + length
-
-    def _lowest_gap_for(self, size: int) -> int:
-        """Lowest gap from which `size` bytes in a row, counting a free block right before it, are free or unmapped."""
-        free, gaps = self._free, self._free.gaps
-        for gap in sorted(gaps):
-            begin = free.ends.get(gap, gap)
-            end = gap + gaps[gap]
-            while end - begin < size and (step := free.starts.get(end) or gaps.get(end)):
-                end += step
-            if end - begin >= size:
-                return gap
-        raise AssertionError("the last gap is endless")
-
-    def _add_gap(self, start: int, size: int) -> None:
-        gaps = self._free.gaps
-        size += gaps.pop(start + size, 0)
-        before = next((gap for gap, length in gaps.items() if gap + length == start), None)
-        if before is None:
-            gaps[start] = size
-        else:
-            gaps[before] += size
-
-
 class CachingAllocator:
     """The allocator of one process on one card. All figures are bytes.
 
@@ -269,19 +89,19 @@ class CachingAllocator:
     )
 
     def __init__(self, *, capacity: int | None = None, expandable_segments: bool = False) -> None:
-        self._capacity = _ENDLESS if capacity is None else capacity
+        self._capacity = ENDLESS if capacity is None else capacity
         self._live: dict[int, int] = {}
-        self._small = _FreeBlocks(_MIN_BLOCK)
+        self._small = FreeBlocks(MIN_BLOCK)
         # Torch cuts a remainder of *more* than 1 MiB off a large block; sizes are multiples of 512 bytes.
-        self._large = _FreeBlocks(_MIN_BLOCK if expandable_segments else _SMALL_REQUEST + _MIN_BLOCK)
-        self._small_source: _Source
-        self._large_source: _Source
+        self._large = FreeBlocks(MIN_BLOCK if expandable_segments else SMALL_REQUEST + MIN_BLOCK)
+        self._small_source: Source
+        self._large_source: Source
         if expandable_segments:
-            self._small_source = _Pages(self._small, _SMALL_SEGMENT)
-            self._large_source = _Pages(self._large, _LARGE_SEGMENT)
+            self._small_source = Pages(self._small, SMALL_SEGMENT)
+            self._large_source = Pages(self._large, LARGE_SEGMENT)
         else:
-            self._small_source = _Segments(self._small)
-            self._large_source = _Segments(self._large)
+            self._small_source = Segments(self._small)
+            self._large_source = Segments(self._large)
         self.allocated = self.peak_allocated = 0
         self.reserved = self.peak_reserved = 0
         self.num_retries = 0
@@ -292,33 +112,33 @@ class CachingAllocator:
         Raises:
             OutOfMemory: not even giving back everything cached makes room for it.
         """
-        # One flat function, without calls into `_FreeBlocks`: a plan replays millions of requests.
+        # One flat function, without calls into `FreeBlocks`: a plan replays millions of requests.
         assert key not in self._live, f"{key} is still allocated"
         if num_bytes == 0:
             self._live[key] = 0
             return
-        size = (num_bytes + (_MIN_BLOCK - 1)) & -_MIN_BLOCK
-        free = self._small if size <= _SMALL_REQUEST else self._large
+        size = (num_bytes + (MIN_BLOCK - 1)) & -MIN_BLOCK
+        free = self._small if size <= SMALL_REQUEST else self._large
         order = free.order
-        index = bisect_left(order, size << _ADDRESS_BITS)
+        index = bisect_left(order, size << ADDRESS_BITS)
         if index == len(order):
             self._grow(free, size)
-            index = bisect_left(order, size << _ADDRESS_BITS)
+            index = bisect_left(order, size << ADDRESS_BITS)
         elif free.gaps:
             index = free.best_expandable(index)
         block = order.pop(index)
-        start = block & _ADDRESS
-        found = block >> _ADDRESS_BITS
+        start = block & ADDRESS
+        found = block >> ADDRESS_BITS
         del free.starts[start]
         remainder = found - size
         if remainder >= free.split_from:
             free.starts[start + size] = remainder
             free.ends[start + found] = start + size
-            insort(order, remainder << _ADDRESS_BITS | (start + size))
+            insort(order, remainder << ADDRESS_BITS | (start + size))
         else:
             del free.ends[start + found]
             size = found
-        self._live[key] = size << _ADDRESS_BITS | start
+        self._live[key] = size << ADDRESS_BITS | start
         self.allocated += size
         if self.allocated > self.peak_allocated:
             self.peak_allocated = self.allocated
@@ -332,24 +152,24 @@ class CachingAllocator:
         block = self._live.pop(key)
         if block == 0:
             return
-        start = block & _ADDRESS
-        size = block >> _ADDRESS_BITS
+        start = block & ADDRESS
+        size = block >> ADDRESS_BITS
         self.allocated -= size
         # A block of the large pool is always larger than 1 MiB, one of the small pool never.
-        free = self._small if size <= _SMALL_REQUEST else self._large
+        free = self._small if size <= SMALL_REQUEST else self._large
         end = start + size
         order = free.order
         before = free.ends.pop(start, None)
         if before is not None:
-            del order[bisect_left(order, (start - before) << _ADDRESS_BITS | before)]
+            del order[bisect_left(order, (start - before) << ADDRESS_BITS | before)]
             start = before
         after = free.starts.pop(end, None)
         if after is not None:
-            del order[bisect_left(order, after << _ADDRESS_BITS | end)]
+            del order[bisect_left(order, after << ADDRESS_BITS | end)]
             end += after
         free.starts[start] = end - start
         free.ends[end] = start
-        insort(order, (end - start) << _ADDRESS_BITS | start)
+        insort(order, (end - start) << ADDRESS_BITS | start)
 
     def largest_free(self) -> int:
         """Bytes of the largest free block that is held, 0 when there is none."""
@@ -363,14 +183,14 @@ class CachingAllocator:
             starts = [start for start, _ in ranges]
             used = [0] * len(ranges)
             for block in self._live.values():
-                size = block >> _ADDRESS_BITS
-                if size and (size > _SMALL_REQUEST) == is_large:
-                    used[bisect_left(starts, (block & _ADDRESS) + 1) - 1] += size
+                size = block >> ADDRESS_BITS
+                if size and (size > SMALL_REQUEST) == is_large:
+                    used[bisect_left(starts, (block & ADDRESS) + 1) - 1] += size
             for (_, size), allocated in zip(ranges, used, strict=True):
                 result.append(Segment(is_large=is_large, size=size, allocated=allocated))
         return result
 
-    def _grow(self, free: _FreeBlocks, size: int) -> None:
+    def _grow(self, free: FreeBlocks, size: int) -> None:
         """Makes the pool hold a free block of `size` bytes: from the driver, or after giving back what is cached."""
         source = self._small_source if free is self._small else self._large_source
         self._reserve(source.grow(size, self._capacity - self.reserved))
@@ -425,14 +245,14 @@ def least_capacity(requests: Sequence[tuple[int, int]], *, expandable_segments: 
     give back the block that a request would have taken with up to 1 MiB too much.)
 
     Surviving need not be monotone in the capacity: giving back cached segments early can leave better holes later, so
-    a run can die at a capacity above one at which it lives. Therefore eight capacities spread over what lies above the
-    found one are replayed too; if one fails, the search starts again above it. The returned capacity and every larger
-    one that was tried survive; one that was not tried may not, which an estimate with a margin has to cover.
+    a run can die at a capacity above one at which it lives. Therefore sixteen capacities spread over what lies above
+    the found one are replayed too; if one fails, the search starts again above it. The returned capacity and every
+    larger one that was tried survive; one that was not tried may not, which an estimate with a margin has to cover.
     """
     unlimited = replay(requests, expandable_segments=expandable_segments)
     assert unlimited is not None
     # A run that survived at `capacity` and reserved at most `reserved` took the same decisions at any limit between.
-    survived = [(unlimited.peak_reserved, _ENDLESS)]
+    survived = [(unlimited.peak_reserved, ENDLESS)]
 
     def survives(capacity: int) -> bool:
         if any(low <= capacity <= high for low, high in survived):
@@ -442,7 +262,7 @@ def least_capacity(requests: Sequence[tuple[int, int]], *, expandable_segments: 
             survived.append((result.peak_reserved, capacity))
         return result is not None
 
-    step = _SEGMENT_STEP
+    step = SEGMENT_STEP
     lowest = -(-_peak_live_bytes(requests) // step)
     top = unlimited.peak_reserved // step
     while True:
@@ -460,15 +280,6 @@ def least_capacity(requests: Sequence[tuple[int, int]], *, expandable_segments: 
         lowest = failed[-1] + 1
 
 
-def _segment_size(size: int) -> int:
-    """Bytes asked of the driver for a request of `size` (rounded) bytes that found no free block."""
-    if size <= _SMALL_REQUEST:
-        return _SMALL_SEGMENT
-    if size < _OWN_SEGMENT:
-        return _LARGE_SEGMENT
-    return -(-size // _SEGMENT_STEP) * _SEGMENT_STEP
-
-
 def _peak_live_bytes(requests: Iterable[tuple[int, int]]) -> int:
     """Peak of the live requests, each rounded up to 512 bytes: what a perfect packing would need."""
     live: dict[int, int] = {}
@@ -477,7 +288,7 @@ def _peak_live_bytes(requests: Iterable[tuple[int, int]]) -> int:
         if key < 0:
             total -= live.pop(~key)
         else:
-            live[key] = (num_bytes + (_MIN_BLOCK - 1)) & -_MIN_BLOCK
+            live[key] = (num_bytes + (MIN_BLOCK - 1)) & -MIN_BLOCK
             total += live[key]
             peak = max(peak, total)
     return peak
