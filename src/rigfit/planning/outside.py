@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rigfit.hardware.rig import Device, Rig
+from rigfit.hardware.catalogue import card_of
+from rigfit.hardware.rig import Device
 from rigfit.units import MIB
 
 
@@ -40,9 +41,7 @@ def list_outside(device: Device, *, world_size: int) -> tuple[Term, ...]:
 def capacity(device: Device, *, world_size: int) -> int:
     """Return the bytes PyTorch's allocator can reserve on `device`."""
     taken = sum(term.num_bytes for term in list_outside(device, world_size=world_size))
-    return max(0, device.memory_bytes - taken)
-
-
-def smallest_capacity(rig: Rig) -> int:
-    """Return the bytes the allocator can reserve on the GPU of `rig` where that is least."""
-    return min(capacity(device, world_size=rig.world_size) for device in rig.devices)
+    card = card_of(device)
+    # The driver counts what it keeps to itself; the catalogue knows what CUDA shows.
+    visible = device.memory_bytes if card is None else min(device.memory_bytes, card.memory_bytes)
+    return max(0, visible - taken)

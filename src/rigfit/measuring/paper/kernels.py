@@ -1,35 +1,51 @@
-"""The attention kernels a CUDA card would take: rules of torch's aten/src/ATen/native/transformers/cuda/sdp_utils.cpp."""
+"""The attention kernels a CUDA card takes: the rules of aten/src/ATen/native/transformers/cuda/sdp_utils.cpp."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 _LARGEST_FLASH_HEAD = 256
 
 
-class CudaAttention(TorchFunctionMode):
-    """Replaces `scaled_dot_product_attention` by the kernel that a card of `capability` takes.
+@contextmanager
+def cuda_attention(capability: tuple[int, int]) -> Iterator[None]:
+    """Replace `scaled_dot_product_attention` by the kernel that a card of `capability` takes.
 
-    Without a card torch itself always takes the plain way, which keeps the whole matrix of scores.
+    Without a card torch itself always takes the plain way, which keeps the whole matrix of scores. The function is
+    replaced where modules look for it, because a `TorchFunctionMode` is off inside `backward()`, where checkpointing
+    runs forward again.
     """
 
-    def __init__(self, capability: tuple[int, int]) -> None:
-        super().__init__()
-        self.capability = capability
+    def attention(*args: Any, **kwargs: Any) -> Tensor:
+        return attend(capability, *args, **kwargs)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return attend(self.capability, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    original = F.scaled_dot_product_attention
+    places = [
+        (module, name)
+        for module in list(sys.modules.values())
+        if isinstance(module, ModuleType)
+        for name in _names_of(module, original)
+    ]
+    for module, name in places:
+        setattr(module, name, attention)
+    try:
+        yield
+    finally:
+        for module, name in places:
+            setattr(module, name, original)
+
+
+def _names_of(module: ModuleType, wanted: object) -> list[str]:
+    return [name for name, value in list(vars(module).items()) if value is wanted]
 
 
 def attend(
@@ -128,7 +144,11 @@ def _efficient(
 ) -> Tensor:
     bias = None
     if mask is not None:
-        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else mask
+        bias = (
+            torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -math.inf)
+            if mask.dtype == torch.bool
+            else mask
+        )
         padding = -int(bias.shape[-1]) % 16
         if padding:  # rows of the mask must begin at multiples of 16: torch copies it into wider rows
             bias = F.pad(bias, (0, padding))[..., : int(mask.shape[-1])]

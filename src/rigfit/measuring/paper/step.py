@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from rigfit.measuring.paper.build import Unwritten, without_storage
-from rigfit.measuring.paper.kernels import CudaAttention
+from rigfit.measuring.paper.kernels import cuda_attention
 from rigfit.measuring.paper.recorder import PaperMode, Recorder
 from rigfit.planning.trace import Kind, Phase, Trace
+from rigfit.planning.variant import Recomputed
 from rigfit.task import Batch, Task
 from rigfit.training import precision
 from rigfit.training.distributed import World
@@ -35,7 +36,7 @@ class PaperTarget:
     device_kind: str
     capability: tuple[int, int]
     precision: Precision
-    activation_checkpointing: bool
+    recomputed: Recomputed
     channels_last: bool
 
 
@@ -52,7 +53,7 @@ def read_step(task: Task, batch: Batch, config: WorkloadConfig, target: PaperTar
     device = torch.device("cuda", 0) if target.device_kind == "cuda" else torch.device("cpu")
     num_items = max(1, task.count_items(batch))
     with Unwritten():  # before the storage is gone: parameters without storage cannot change their memory format
-        prepare_model(task, is_checkpointed=target.activation_checkpointing, is_channels_last=target.channels_last)
+        prepare_model(task, recomputed=target.recomputed, is_channels_last=target.channels_last)
     with on_paper(task.train(), device, target.capability) as recorder:
         paper_batch = {key: _empty(value) for key, value in batch.items()}
         recorder.hold((("", value) for value in paper_batch.values() if isinstance(value, Tensor)), Kind.INPUT)
@@ -78,7 +79,7 @@ def on_paper(model: nn.Module, device: torch.device, capability: tuple[int, int]
     with ExitStack() as stack:
         stack.enter_context(mode)
         if device.type == "cuda":
-            stack.enter_context(CudaAttention(capability))
+            stack.enter_context(cuda_attention(capability))
         yield recorder
 
 
