@@ -1,0 +1,158 @@
+"""Plain stand-ins for what mmsegmentation does with custom CUDA kernels, other ranks, or shapes that depend on the data.
+
+Each allocates what the original allocates when every pixel is labelled (the worst case), and nothing waits for a value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.machinery
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# mmcv/ops/psa_mask.py allocates input and output in Python; the kernel only fills them, so doing nothing keeps the
+# bytes and their lifetimes. The values are then zeros, which is why accuracy must never be read from these models.
+FILL_ONLY_KERNELS = frozenset({"psamask_forward", "psamask_backward"})
+
+
+class MissingKernels(types.ModuleType):
+    """`mmcv._ext` without kernels: importable; a kernel that allocates by itself raises when it is called."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def kernel(*_args: object, **_kwargs: object) -> None:
+            if name not in FILL_ONLY_KERNELS:
+                raise NotImplementedError(f"mmcv kernel {name} is not in mmcv-lite")
+
+        return kernel
+
+
+class RankBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm over this rank's samples, in place of SyncBatchNorm.
+
+    A pooled 1x1 map with a micro-batch of one is legal for SyncBatchNorm, which counts the other ranks too, but
+    `F.batch_norm` refuses it; the operator below it does not.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        return torch.batch_norm(
+            input,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            self.training,
+            self.momentum or 0.0,
+            self.eps,
+            torch.backends.cudnn.enabled,
+        )
+
+
+def replace_sync_batch_norm(module: nn.Module) -> None:
+    """Replace every SyncBatchNorm below `module` by a norm of the same size over one rank."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.SyncBatchNorm):
+            norm = RankBatchNorm2d(child.num_features, eps=child.eps, momentum=child.momentum, affine=child.affine)
+            for parameter, original in zip(norm.parameters(), child.parameters(), strict=True):
+                parameter.requires_grad_(original.requires_grad)
+            setattr(module, name, norm)
+        else:
+            replace_sync_batch_norm(child)
+
+
+def no_accuracy(*_args: object, **_kwargs: object) -> None:
+    """Stand in for `mmseg.models.losses.accuracy`: it selects the labelled pixels, a shape that depends on data."""
+
+
+def cross_entropy(
+    pred: Tensor,
+    label: Tensor,
+    weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    reduction: str = "mean",
+    avg_factor: float | None = None,
+    ignore_index: int = -100,
+    avg_non_ignore: bool = False,
+) -> Tensor:
+    """Return mmseg's cross entropy; with `avg_non_ignore` the count of pixels stays a tensor instead of `.item()`."""
+    losses = F.cross_entropy(pred, label, weight=class_weight, reduction="none", ignore_index=ignore_index)
+    if weight is not None:
+        losses = losses * weight.float()
+    if reduction != "mean":
+        return losses.sum() if reduction == "sum" else losses
+    if avg_factor is not None:
+        return losses.sum() / avg_factor
+    if class_weight is not None:
+        return losses.sum() / class_weight[label.clamp(0, len(class_weight) - 1)].sum()
+    return losses.sum() / (label != ignore_index).sum() if avg_non_ignore else losses.mean()
+
+
+def sample_hard_pixels(self: Any, seg_logit: Tensor, seg_label: Tensor) -> Tensor:
+    """Return OHEMPixelSampler's weights (batch, height, width), as if no pixel were unlabelled."""
+    with torch.no_grad():
+        label = seg_label.squeeze(1)
+        num_kept = min(self.min_kept * label.size(0), label.numel() - 1)
+        weights = seg_logit.new_zeros(label.shape)
+        if self.thresh is None:
+            losses = self.context.loss_decode(
+                seg_logit, label, ignore_index=self.context.ignore_index, reduction_override="none"
+            )
+            _, order = losses.flatten().sort(descending=True)
+            weights.view(-1)[order[:num_kept]] = 1.0
+            return weights
+        probability = F.softmax(seg_logit, dim=1).gather(1, label.unsqueeze(1)).squeeze(1)
+        ranked, _ = probability.flatten().sort()
+        threshold = ranked[num_kept].clamp(min=self.thresh)
+        return weights.masked_fill_(probability < threshold, 1.0)
+
+
+def ohem_cross_entropy(self: Any, score: Tensor, target: Tensor) -> Tensor:
+    """Return OhemCrossEntropy's loss; easy pixels weigh zero instead of being cut out of the tensor."""
+    probabilities = F.softmax(score, dim=1)
+    class_weight = None if self.class_weight is None else score.new_tensor(self.class_weight)
+    losses = F.cross_entropy(score, target, weight=class_weight, ignore_index=self.ignore_label, reduction="none")
+    labels = target.clone()
+    labels = labels.masked_fill_(labels == self.ignore_label, 0)
+    ranked, order = probabilities.gather(1, labels.unsqueeze(1)).flatten().sort()
+    threshold = ranked[min(self.min_kept, ranked.numel() - 1)].clamp(min=self.thresh)
+    losses = losses.flatten()[order]
+    is_hard = ranked < threshold
+    mean: Tensor = (losses * is_hard).sum() / is_hard.sum().clamp(min=1)
+    return self.loss_weight * mean
+
+
+def install() -> None:
+    """Make mmseg and mmpretrain importable without kernels and put the stand-ins in their places. Repeatable."""
+    if "mmcv._ext" in sys.modules:
+        return
+    kernels = MissingKernels("mmcv._ext")
+    kernels.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
+    sys.modules["mmcv._ext"] = kernels
+    models = importlib.import_module("mmseg.models")
+    for head in ("decode_head", "point_head", "ddr_head", "pid_head"):
+        importlib.import_module(f"mmseg.models.decode_heads.{head}").accuracy = no_accuracy  # type: ignore[attr-defined]
+    importlib.import_module("mmseg.models.losses.cross_entropy_loss").cross_entropy = cross_entropy  # type: ignore[attr-defined]
+    models.losses.OhemCrossEntropy.forward = ohem_cross_entropy
+    importlib.import_module("mmseg.structures.sampler").OHEMPixelSampler.sample = sample_hard_pixels
+
+
+@contextlib.contextmanager
+def no_random_weights() -> Iterator[None]:
+    """Skip the filling of fresh weights: for traces, where no value is ever read."""
+    fillers = [name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")]
+    with contextlib.ExitStack() as stack:
+        for name in fillers:
+            stack.enter_context(mock.patch.object(nn.init, name, lambda tensor, *_args, **_kwargs: tensor))
+        yield
