@@ -9,15 +9,15 @@ The packages are imported by this benchmark only. A separate environment, which 
         einops mat4py model-index ordered-set markdown importlib_metadata==8.7.0 zipp
     mmseg-venv/bin/python benchmarks/planner/mmseg_models.py --list --truth TABLE.csv
 
-What the published figure is. The logger writes the highest `torch.cuda.max_memory_allocated()` over the ranks, floored to
-MiB (`mmengine/device/utils.py`, mmcv 0.x/1.x `TextLoggerHook._get_max_memory`). The unit of "Mem (GB)" was asked of the
-maintainers: "Mem(GB) = 'memory' / 1024 when cudnn_benchmark = False" (mmsegmentation#1215, where the asker then got the
-same figure) and "11 * 1024MB" (mmsegmentation#1184). So 1 GB in the table is 2^30 bytes, rounded to 0.1 or 0.01. That is
-the project's stated rule; nothing proves that every later contributor followed it.
+What the published figure is. The logger writes the highest `torch.cuda.max_memory_allocated()` over the ranks, floored
+to MiB (`mmengine/device/utils.py`; `TextLoggerHook._get_max_memory` of mmcv 0.x and 1.x). The unit of "Mem (GB)" was
+asked of the maintainers: "Mem(GB) = 'memory' / 1024 when cudnn_benchmark = False" (mmsegmentation#1215, where the asker
+then got the same figure) and "11 * 1024MB" (mmsegmentation#1184). So 1 GB in the table is 2^30 bytes, rounded to 0.1 or
+0.01. That is the project's stated rule; nothing proves that every later contributor followed it.
 
-cuDNN benchmark. The 0.x and 1.x `default_runtime.py` train with `cudnn_benchmark=True`, and the published logs therefore
-show far more (18773 MiB where the table says 6.1 GB, mmsegmentation#1215). The table was measured apart with False
-(docs/model_zoo.md "Common settings"; mmsegmentation#321, #1215). `Row.cudnn_benchmark_in_config` is what the config
+cuDNN benchmark. `default_runtime.py` of 0.x and 1.x sets `cudnn_benchmark=True`, and the published logs therefore
+show far more: 18773 MiB where the table says 6.1 GB (mmsegmentation#1215). The table was measured apart with False
+(docs/en/model_zoo.md "Common settings"; mmsegmentation#321, #1215). `Row.cudnn_benchmark_in_config` is what the config
 says, `Row.cudnn_benchmark_when_measured` what the documentation says; a later contributor may have forgotten it.
 
 What a trace of `Built` does not hold but the measured runs did, all with DistributedDataParallel on 1 to 16 GPUs:
@@ -120,7 +120,7 @@ class Samples(list[Any]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A model in training mode with random weights on the CPU, and how the zoo trained it. `crop` is (height, width)."""
+    """A model in training mode with random weights on CPU, and how the zoo trained it; `crop` is (height, width)."""
 
     model: nn.Module
     optimizer: str
@@ -137,7 +137,7 @@ class Built:
         return torch.stack([term.mean() for value in losses for term in _as_list(value)]).sum()
 
     def example(self, micro_batch: int, crop: tuple[int, int] | None = None) -> dict[str, Tensor]:
-        """Return noise: image float32 (batch, 3, height, width), label int64 (batch, 1, height, width), PIDNet: edge."""
+        """Return noise: image float32 (batch, 3, height, width), label (or edge) int64 (batch, 1, height, width)."""
         size = crop or self.crop
         batch = {
             "image": torch.randn(micro_batch, 3, *size),
@@ -281,7 +281,9 @@ def build(config_name: str) -> Built:
 def _without_weights(node: Any) -> Any:
     """Return a config node whose entries that would fetch pretrained weights are None."""
     if isinstance(node, dict):
-        pairs = ((key, None if key in ("init_cfg", "pretrained") else _without_weights(value)) for key, value in node.items())
+        pairs = (
+            (key, None if key in ("init_cfg", "pretrained") else _without_weights(value)) for key, value in node.items()
+        )
         return type(node)(pairs)
     return type(node)(_without_weights(value) for value in node) if isinstance(node, list | tuple) else node
 
@@ -363,8 +365,11 @@ def check(config: str, side: int | None) -> None:
     unused = _without_gradient(built.model)
     total = sum(1 for parameter in built.model.parameters() if parameter.requires_grad)
     print(f"{config}: 2 x 3 x {crop[0]} x {crop[1]}, loss {loss.item():.4f}, shape {tuple(loss.shape)}")
-    print(f"{total - len(unused)} of {total} trainable parameters got gradients; without: {', '.join(unused) or 'none'}")
-    assert loss.shape == () and bool(torch.isfinite(loss)), loss
+    print(
+        f"{total - len(unused)} of {total} trainable parameters got gradients; without: {', '.join(unused) or 'none'}"
+    )
+    assert loss.shape == ()
+    assert torch.isfinite(loss)
 
 
 def print_list(truth_csv: Path) -> None:
@@ -385,7 +390,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--list", action="store_true", help="say what is usable, from the table and mmseg_usable.json")
-    action.add_argument("--trace-all", action="store_true", help="trace every usable config and write mmseg_usable.json")
+    action.add_argument("--trace-all", action="store_true", help="trace all usable configs; writes mmseg_usable.json")
     action.add_argument("--check", metavar="CONFIG", help="one real step of one config on the CPU")
     parser.add_argument("--truth", type=Path, help="the table of published figures, mm_train_memory.csv")
     parser.add_argument("--side", type=int, help="side of --check's square crop, pixels; without it the config's crop")

@@ -1,4 +1,4 @@
-"""Plain stand-ins for what mmsegmentation does with custom CUDA kernels, other ranks, or shapes that depend on the data.
+"""Plain stand-ins for mmsegmentation's custom CUDA kernels, its other ranks, and its shapes that depend on the data.
 
 Each allocates what the original allocates when every pixel is labelled (the worst case), and nothing waits for a value.
 """
@@ -47,12 +47,14 @@ class RankBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+        # One value has no unbiased variance to run an average of.
+        is_tracked = input.numel() > input.size(1)
         return torch.batch_norm(
             input,
             self.weight,
             self.bias,
-            self.running_mean,
-            self.running_var,
+            self.running_mean if is_tracked else None,
+            self.running_var if is_tracked else None,
             self.training,
             self.momentum or 0.0,
             self.eps,
@@ -99,6 +101,44 @@ def cross_entropy(
     return losses.sum() / (label != ignore_index).sum() if avg_non_ignore else losses.mean()
 
 
+def expand_one_hot(
+    labels: Tensor, label_weights: Tensor | None, target_shape: torch.Size, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return labels, weights and validity, each (batch, classes, height, width), for the binary cross entropy."""
+    one_hot = labels.new_zeros(target_shape)
+    is_valid = (labels >= 0) & (labels != ignore_index)
+    # The original finds the valid pixels with `nonzero` and keeps their coordinates until it returns.
+    coordinates = labels.new_empty(labels.numel(), labels.dim())
+    one_hot.scatter_(1, labels.clamp(0, target_shape[1] - 1).unsqueeze(1), is_valid.unsqueeze(1).to(labels.dtype))
+    validity = is_valid.unsqueeze(1).expand(target_shape).float()
+    weights = validity if label_weights is None else label_weights.unsqueeze(1).expand(target_shape) * validity
+    del coordinates
+    return one_hot, weights, validity
+
+
+def dice_loss(
+    pred: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    eps: float = 1e-3,
+    reduction: str = "mean",
+    naive_dice: bool = False,
+    avg_factor: int | None = None,
+    ignore_index: int | None = 255,
+) -> Tensor:
+    """Return mmseg 1.x's dice loss, mean over samples; classes are chosen by number instead of by a mask."""
+    if weight is not None or reduction != "mean" or avg_factor is not None:
+        raise NotImplementedError("no config of the zoo weights the dice loss")
+    if ignore_index is not None:
+        kept = torch.tensor([index for index in range(pred.size(1)) if index != ignore_index], device=pred.device)
+        pred, target = pred[:, kept], target[:, kept]
+    scores, truth = pred.flatten(1), target.flatten(1).float()
+    overlap = 2 * (scores * truth).sum(1)
+    if naive_dice:
+        return (1 - (overlap + eps) / (scores.sum(1) + truth.sum(1) + eps)).mean()
+    return (1 - overlap / ((scores * scores).sum(1) + (truth * truth).sum(1) + 2 * eps)).mean()
+
+
 def sample_hard_pixels(self: Any, seg_logit: Tensor, seg_label: Tensor) -> Tensor:
     """Return OHEMPixelSampler's weights (batch, height, width), as if no pixel were unlabelled."""
     with torch.no_grad():
@@ -140,11 +180,20 @@ def install() -> None:
     kernels = MissingKernels("mmcv._ext")
     kernels.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
     sys.modules["mmcv._ext"] = kernels
-    models = importlib.import_module("mmseg.models")
-    for head in ("decode_head", "point_head", "ddr_head", "pid_head"):
-        importlib.import_module(f"mmseg.models.decode_heads.{head}").accuracy = no_accuracy  # type: ignore[attr-defined]
-    importlib.import_module("mmseg.models.losses.cross_entropy_loss").cross_entropy = cross_entropy  # type: ignore[attr-defined]
-    models.losses.OhemCrossEntropy.forward = ohem_cross_entropy
+    heads, losses = "mmseg.models.decode_heads.", "mmseg.models.losses."
+    for path, name, stand_in in (
+        *(
+            (f"{heads}{head}", "accuracy", no_accuracy)
+            for head in ("decode_head", "point_head", "ddr_head", "pid_head")
+        ),
+        (f"{losses}cross_entropy_loss", "cross_entropy", cross_entropy),
+        (f"{losses}cross_entropy_loss", "_expand_onehot_labels", expand_one_hot),
+        (f"{losses}dice_loss", "dice_loss", dice_loss),
+    ):
+        module = importlib.import_module(path)
+        assert hasattr(module, name), f"{path} has no {name} in this version"
+        setattr(module, name, stand_in)
+    importlib.import_module("mmseg.models.losses").OhemCrossEntropy.forward = ohem_cross_entropy
     importlib.import_module("mmseg.structures.sampler").OHEMPixelSampler.sample = sample_hard_pixels
 
 
