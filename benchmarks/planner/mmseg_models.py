@@ -25,6 +25,8 @@ What a trace of `Built` does not hold but the measured runs did, all with Distri
   pass, and torch before 2.0 filled gradients with zeros instead of dropping them;
 - DDP's flat buckets: once more the bytes of the trainable parameters (no `gradient_as_bucket_view` in mmcv 0.x/1.x);
 - SyncBatchNorm where a config asks for it, here a BatchNorm over one rank (it, too, keeps mean and inverse deviation).
+- the inputs of softmax and log_softmax, which torch up to 1.10 saved for the backward pass (pytorch#49600, #64000,
+  ended by #65242): enter `mmseg_stand_ins.OldTorchSoftmax()` around `Built.loss` to have them;
 The figures come from torch 1.5 to 1.11 (0.x of mmsegmentation), the modules here from mmsegmentation 1.2.2.
 
 Mixed precision: mmcv 0.x ran the losses outside autocast on logits cast to float32 (`force_fp32`). `Built.loss` does so

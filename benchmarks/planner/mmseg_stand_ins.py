@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 # mmcv/ops/psa_mask.py allocates input and output in Python; the kernel only fills them, so doing nothing keeps the
 # bytes and their lifetimes. The values are then zeros, which is why accuracy must never be read from these models.
@@ -72,6 +73,49 @@ def replace_sync_batch_norm(module: nn.Module) -> None:
             setattr(module, name, norm)
         else:
             replace_sync_batch_norm(child)
+
+
+class InputKeepingSoftmax(torch.autograd.Function):
+    """Softmax, or its logarithm, that saves its input beside its output until the backward pass, as old torch did."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, dim: int, is_log: bool) -> Tensor:
+        result = (torch._log_softmax if is_log else torch._softmax)(scores, dim, False)
+        ctx.save_for_backward(scores, result)
+        ctx.dim, ctx.is_log = dim, is_log
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        scores, result = ctx.saved_tensors
+        differentiate = torch._log_softmax_backward_data if ctx.is_log else torch._softmax_backward_data
+        return differentiate(grads[0], result, ctx.dim, scores.dtype), None, None
+
+
+class OldTorchSoftmax(TorchFunctionMode):
+    """While entered, softmax, log_softmax and cross_entropy keep their inputs for the backward pass.
+
+    Up to torch 1.10 (pytorch#49600, #64000, ended by #65242) `derivatives.yaml` wrote `_log_softmax_backward_data(grad, result, dim, self)`: the scores were
+    saved only to read their dtype. Later versions pass the dtype. The published figures are from the old versions.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Redirect the three functions; everything else passes."""
+        kwargs = dict(kwargs or {})
+        if func is F.cross_entropy and args[1].dtype == torch.int64 and not kwargs.pop("label_smoothing", 0.0):
+            scores = InputKeepingSoftmax.apply(self._cast(args[0]), 1, True)
+            return F.nll_loss(scores, *args[1:], **kwargs)
+        is_log = func in (F.log_softmax, torch.log_softmax, Tensor.log_softmax)
+        if is_log or func in (F.softmax, torch.softmax, Tensor.softmax):
+            dim = kwargs["dim"] if "dim" in kwargs else args[1]
+            return InputKeepingSoftmax.apply(self._cast(args[0]), dim, is_log)
+        return func(*args, **kwargs)
+
+    def _cast(self, scores: Tensor) -> Tensor:
+        # Autocast computes softmax in float32; the Function below works under autograd's level, where it is off.
+        return scores.float() if torch.is_autocast_enabled(scores.device.type) else scores
 
 
 def no_accuracy(*_args: object, **_kwargs: object) -> None:
