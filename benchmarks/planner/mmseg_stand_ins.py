@@ -95,8 +95,8 @@ class InputKeepingSoftmax(torch.autograd.Function):
 class OldTorchSoftmax(TorchFunctionMode):
     """While entered, softmax, log_softmax and cross_entropy keep their inputs for the backward pass.
 
-    Up to torch 1.10 (pytorch#49600, #64000, ended by #65242) `derivatives.yaml` wrote `_log_softmax_backward_data(grad, result, dim, self)`: the scores were
-    saved only to read their dtype. Later versions pass the dtype. The published figures are from the old versions.
+    Up to torch 1.10 `derivatives.yaml` wrote `_log_softmax_backward_data(grad, result, dim, self)`: the scores were
+    saved only to read their dtype (pytorch#49600, #64000, ended by #65242). The published figures are that old.
     """
 
     def __torch_function__(
