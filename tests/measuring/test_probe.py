@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from rigfit.errors import DataError, DoesNotFitError, TrainingError, UsageError
 from rigfit.hardware.rig import Device, Rig
-from rigfit.measuring.answer import count_saved
-from rigfit.measuring.probe import draw_lines, estimate_on_cpu, probe
-from rigfit.measuring.question import Cost, Question
+from rigfit.measuring.probe import draw_lines, probe
+from rigfit.measuring.question import Cost
 from rigfit.planning.plan import Profile, Source
 from rigfit.recipes import load_recipe
 from rigfit.units import GIB, MIB
@@ -44,14 +43,9 @@ def measure(folder: Path, *, share: int = 4, **config) -> Profile:
     return probe(recipe, stage, cpu_ranks(1), "fp32", folder=folder)
 
 
-def estimate(folder: Path | None, *, world_size: int = 1, **config) -> Profile:
-    recipe = load_recipe(str(TOY))
-    return estimate_on_cpu(recipe, recipe.config(**config), cpu_ranks(world_size), folder=folder)
-
-
-def test_a_batch_that_cannot_be_shared_is_refused_before_anything_is_measured():
+def test_a_batch_that_cannot_be_shared_is_refused_before_anything_is_measured(folder):
     with pytest.raises(UsageError, match="3 CPU ranks cannot share an effective batch of 32 equally"):
-        estimate(None, world_size=3)
+        probe(load_recipe(str(TOY)), load_recipe(str(TOY)).config(), cpu_ranks(3), "fp32", folder=folder)
 
 
 def test_a_probe_measures_time_and_memory_of_real_steps_at_two_sizes(folder):
@@ -96,52 +90,6 @@ def test_sizes_that_the_workload_refuses_are_not_measured(folder):
         measure(folder, share=1, refuses_one=True)
     profile = measure(folder, share=2, refuses_one=True)
     assert (profile.smallest_measured, profile.largest_measured) == (2, 2)
-
-
-def test_an_estimate_counts_what_can_be_counted_by_hand(folder):
-    profile = estimate(folder)
-    assert profile.bytes_per_sample == SAVED_PER_SAMPLE
-    assert profile.fixed_bytes == 16 * NUM_PARAMETERS
-    assert profile.source is Source.ESTIMATED
-    assert profile.samples_per_second(1) == 0.0
-
-
-def counted(micro_batch_size: int, *, world_size: int = 1, **config) -> int:
-    """Count in this process what `estimate` counts in another: without data, from the task's own example."""
-    recipe = load_recipe(str(TOY))
-    question = Question.of(
-        "saved",
-        recipe.name,
-        recipe.config(**config),
-        None,
-        CPU,
-        micro_batch_size=micro_batch_size,
-        precision="fp32",
-        allow_tf32=False,
-        world_size=world_size,
-    )
-    return count_saved(question)["peak_bytes"]
-
-
-def test_buckets_and_a_weight_average_add_four_bytes_per_parameter_each():
-    expected = (16 + 4 + 4) * NUM_PARAMETERS + 3 * SAVED_PER_SAMPLE
-    assert counted(3, world_size=2, ema_decay=0.9) == expected
-
-
-def test_without_data_or_example_the_micro_batch_is_asked_for(tmp_path):
-    source = TOY.read_text()
-    task = tmp_path / "task_without_example.py"
-    task.write_text(source[: source.index("def example_batch")])
-    recipe = load_recipe(str(task))
-    with pytest.raises(UsageError, match="its memory cannot be estimated") as caught:
-        estimate_on_cpu(recipe, recipe.config(), cpu_ranks(1), folder=None)
-    assert "micro_batch_size=8" in caught.value.remedy
-
-
-def test_recomputed_blocks_count_once_more_while_backward_needs_them():
-    # Kept: input, the block's result (input of the head) and what is squared; recomputed: the block's result.
-    expected = 16 * NUM_PARAMETERS + 3 * (SAVED_PER_SAMPLE + 4 * 32)
-    assert counted(3, activation_checkpointing=True) == expected
 
 
 @given(costs, costs)

@@ -11,7 +11,7 @@ from rigfit.planning.explain import explain
 from rigfit.planning.make import make_plan, move_to, with_data
 from rigfit.planning.memory_limit import memory_limit
 from rigfit.planning.plan import BatchLayout, Plan, Profile, Source
-from rigfit.units import GIB
+from rigfit.units import GIB, MIB
 from rigfit.workload import BatchCoupling, Recipe, ReferenceRate, Workload, WorkloadConfig
 
 
@@ -91,10 +91,12 @@ def test_every_decision_of_a_plan_is_taken():
     assert Plan.from_json(plan.to_json()) == plan
 
 
-def test_nine_tenths_of_the_smallest_card_less_the_context_can_be_used():
-    assert memory_limit(gpus(20, 10)) == 8 * GIB
+def test_what_the_context_and_nccl_take_is_not_planned_with():
+    assert memory_limit(gpus(20, 10)) == 10 * GIB - 480 * MIB - 544 * MIB
+    assert memory_limit(gpus(10)) == 10 * GIB - 480 * MIB  # one GPU talks to nobody
+    assert memory_limit(gpus(24)) == 24212 * MIB - 480 * MIB  # a TITAN RTX shows 24212 of its 24576 MiB
     assert memory_limit(cpu_ranks(2)) == 8 * GIB
-    assert memory_limit(gpus(1)) == 0
+    assert memory_limit(gpus(0)) == 0
 
 
 @pytest.mark.parametrize(("num_cores", "world_size", "workers"), [(2, 2, 0), (4, 2, 1), (64, 2, 4), (1, 2, 0)])
@@ -118,9 +120,9 @@ def test_a_pinned_micro_batch_needs_no_profile_and_nothing_is_predicted():
 
 def test_what_does_not_fit_names_the_settings_that_need_less():
     with pytest.raises(DoesNotFitError) as caught:
-        plan_of(gpus(4), TileConfig())
+        plan_of(gpus(3), TileConfig())
     assert caught.value.cause == (
-        "The smallest micro-batch, 1 sample, needs 3.0 GiB per GPU, where 2.6 GiB can be used (measured here)."
+        "The smallest micro-batch, 1 sample, needs 3.0 GiB per GPU, where 2.5 GiB can be used (measured here)."
     )
     assert "activation_checkpointing=true, or a smaller img_size" in caught.value.remedy
 
@@ -242,7 +244,7 @@ def test_a_plan_is_explained_with_units_meanings_and_sources():
         "2x NVIDIA TITAN RTX (24.0 GiB each), from: catalogue",
         "fp16 (chosen, with a loss scaler",
         "18.0 GiB per GPU (predicted from steps measured here)",
-        "20.6 GiB can be used: 90 % of 24.0 GiB less 1.0 GiB for the CUDA context (assumed)",
+        "22.6 GiB can be used: 23.6 GiB less 480 MiB for CUDA context and loaded kernels and 544 MiB for NCCL",
         "178 samples/s over 2 GPUs (predicted from steps measured here)",
         "every 9 steps, on 60 held-out tiles",
         "about 2 min 45 s (predicted from steps measured here): forward and backward of the training steps only",

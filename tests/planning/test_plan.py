@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rigfit.errors import UsageError
-from rigfit.planning.plan import BatchLayout, Plan, StagePlan
+from rigfit.planning.plan import SCHEMA_VERSION, BatchLayout, Plan, StagePlan
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -31,7 +31,10 @@ stage_plans = st.builds(
     couplings=st.lists(st.text(), max_size=2).map(tuple),
 )
 plans = st.builds(
-    Plan, schema_version=st.just(1), stages=st.lists(stage_plans, max_size=2).map(tuple), facts=st.just(("a fact",))
+    Plan,
+    schema_version=st.just(SCHEMA_VERSION),
+    stages=st.lists(stage_plans, max_size=2).map(tuple),
+    facts=st.just(("a fact",)),
 )
 
 
@@ -67,7 +70,7 @@ def test_a_file_that_is_no_plan_is_refused():
 
 def test_a_plan_of_another_schema_is_refused():
     rig = {"devices": [], "num_cores": 1, "is_here": True}
-    text = json.dumps({"schema_version": 2, "recipe": "r", "rig": rig, "stages": [], "facts": []})
-    with pytest.raises(UsageError, match="schema version 2; this rigfit reads 1"):
+    text = json.dumps({"schema_version": 1, "recipe": "r", "rig": rig, "stages": [], "facts": []})
+    with pytest.raises(UsageError, match="schema version 1; this rigfit reads 2"):
         Plan.from_json(text)
-    assert Plan.from_json(text.replace('"schema_version": 2', '"schema_version": 1')).recipe == "r"
+    assert Plan.from_json(text.replace('"schema_version": 1', '"schema_version": 2')).recipe == "r"

@@ -20,7 +20,7 @@ def plan(recipe: str = "autoencoder", *, num_ranks: int = 2, steps_per_stage: tu
         for rank in range(num_ranks)
     )
     return Plan(
-        schema_version=1,
+        schema_version=2,
         recipe=recipe,
         rig=Rig(devices=devices, num_cores=2, is_here=True),
         stages=tuple(stage(num_ranks, steps) for steps in steps_per_stage),
@@ -37,7 +37,9 @@ def stage(num_ranks: int, num_steps: int) -> StagePlan:
         precision_reason="CPU",
         allow_tf32=False,
         strategy="ddp",
-        activation_checkpointing=False,
+        predicted_upper_bytes=None,
+        recomputed_blocks="none",
+        candidates=(),
         channels_last=False,
         learning_rate=3e-5,
         learning_rate_derivation="given",

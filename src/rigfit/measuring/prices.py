@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rigfit.errors import UsageError
 from rigfit.hardware.rig import Rig
 from rigfit.measuring.trace import Target, Tracer
 from rigfit.planning.costs import PaperCosts, PaperPrices
+from rigfit.planning.layout import accepted_sizes
 from rigfit.planning.precision import choose_precision
 from rigfit.planning.trace import Trace
 from rigfit.planning.variant import Recomputed, Variant
@@ -28,8 +28,8 @@ def paper_prices(tracer: Tracer, config: WorkloadConfig, rig: Rig) -> PaperPrice
         UsageError, TrainingError: See `Tracer.read`; the workload refuses every micro-batch.
     """
     precision, _, _ = choose_precision(rig, config.precision)
-    share = max(1, config.effective_batch_size // rig.world_size)
-    sizes = _accepted(config, share)
+    sizes = _two_of(accepted_sizes(config, rig))
+    share = config.effective_batch_size // rig.world_size
 
     def read(recomputed: Recomputed, exact_at: int | None) -> Trace:
         target = Target(
@@ -62,16 +62,12 @@ def paper_prices(tracer: Tracer, config: WorkloadConfig, rig: Rig) -> PaperPrice
     return PaperPrices(num_blocks=len(read(asked, None).blocks), read=read, price=price)
 
 
-def _accepted(config: WorkloadConfig, share: int) -> list[int]:
+def _two_of(accepted: list[int]) -> list[int]:
     """Return two small micro-batches that the workload accepts, or one where there is no other."""
-    accepted = [size for size in range(1, max(share, 2 * _SIZES[1]) + 1) if config.refusal(size) is None]
-    if not accepted:
-        raise UsageError(
-            f"No micro-batch up to {share} can be trained: {config.refusal(share)}",
-            "Use a larger effective_batch_size.",
-        )
     usual = [size for size in accepted if size >= _SIZES[0]]
-    return [usual[0], next((n for n in usual if n >= 2 * usual[0]), usual[-1])] if len(usual) > 1 else accepted[:1]
+    if len(usual) < 2:
+        return accepted[-1:]
+    return [usual[0], next((n for n in usual if n >= 2 * usual[0]), usual[-1])]
 
 
 def _scaled(trace: Trace) -> Trace:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rigfit.errors import DoesNotFitError, UsageError
+from rigfit.errors import DoesNotFitError
 from rigfit.hardware.rig import Rig
 from rigfit.measuring.question import TIME_LIMIT_SECONDS, Cost, Question, ask
-from rigfit.planning.layout import list_candidates
-from rigfit.planning.memory_limit import memory_limit
+from rigfit.planning.layout import accepted_sizes
 from rigfit.planning.plan import Profile, Source
 from rigfit.planning.precision import choose_precision
 from rigfit.workload import Precision, Recipe, WorkloadConfig
@@ -52,7 +51,7 @@ def probe(
         TrainingError: The task failed or took too long.
     """
     device = min(rig.devices, key=lambda device: device.memory_bytes)
-    accepted = _accepted_sizes(config, rig)
+    accepted = accepted_sizes(config, rig)
     _, _, allow_tf32 = choose_precision(rig, config.precision)
 
     def cost_of(size: int) -> Cost | None:
@@ -116,26 +115,6 @@ def draw_lines(costs: dict[int, Cost], *, ran_out_above: bool, source: Source) -
         largest_measured=large,
         source=source,
     )
-
-
-def _accepted_sizes(config: WorkloadConfig, rig: Rig) -> list[int]:
-    """Return the micro-batches up to a rank's share that the workload accepts, divisors or not."""
-    candidates = list_candidates(
-        config.effective_batch_size,
-        rig.world_size,
-        profile=None,
-        memory_limit=memory_limit(rig),
-        refusal=config.refusal,
-        kind=rig.kind,
-    )
-    share = candidates[-1].micro_batch_size
-    accepted = [size for size in range(1, share + 1) if config.refusal(size) is None]
-    if not accepted:
-        raise UsageError(
-            f"No micro-batch up to {share} can be trained: {config.refusal(share)}",
-            "Use a larger effective_batch_size.",
-        )
-    return accepted
 
 
 def _largest_up_to(accepted: list[int], size: int) -> int:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from math import isqrt
 
 from rigfit.errors import DoesNotFitError, RigfitError, UsageError
-from rigfit.hardware.rig import DeviceKind
+from rigfit.hardware.rig import DeviceKind, Rig
 from rigfit.planning.costs import Costs
 from rigfit.planning.plan import BatchLayout, Candidate, Source
-from rigfit.planning.variant import Variant
+from rigfit.planning.variant import PLAIN, Variant
 from rigfit.planning.words import count, rank_word
 from rigfit.units import format_bytes
 from rigfit.workload import WorkloadConfig
@@ -36,6 +36,7 @@ class Bounds:
         memory_limit: Bytes one rank may use.
         refusal: The workload's own limits.
         savings: Settings that lower the peak, named when nothing fits.
+        variant: What `profile` holds for.
     """
 
     kind: DeviceKind
@@ -43,7 +44,7 @@ class Bounds:
     memory_limit: int
     refusal: Refusal
     savings: tuple[str, ...] = ()
-    variant: Variant = Variant()
+    variant: Variant = PLAIN
 
 
 def derive_layout(
@@ -72,6 +73,7 @@ def derive_layout(
         refusal: The workload's own limits.
         kind: Decides whether messages say GPUs or CPU ranks.
         savings: Settings that lower the peak, named when nothing fits.
+        variant: What `profile` holds for.
 
     Raises:
         UsageError: The ranks cannot share the effective batch, the pinned micro-batch does not divide a share, the
@@ -84,7 +86,7 @@ def derive_layout(
         memory_limit=memory_limit,
         refusal=refusal,
         savings=savings,
-        variant=variant or Variant(),
+        variant=variant or PLAIN,
     )
     if effective_batch_size % world_size:
         raise _not_shared(effective_batch_size, world_size, micro_batch_size, bounds)
@@ -114,12 +116,34 @@ def list_candidates(
     Raises:
         UsageError: The ranks cannot share the effective batch equally.
     """
-    bounds = Bounds(
-        kind=kind, profile=profile, memory_limit=memory_limit, refusal=refusal, variant=variant or Variant()
-    )
+    bounds = Bounds(kind=kind, profile=profile, memory_limit=memory_limit, refusal=refusal, variant=variant or PLAIN)
     if effective_batch_size % world_size:
         raise _not_shared(effective_batch_size, world_size, None, bounds)
     return _candidates(effective_batch_size, world_size, bounds)
+
+
+def accepted_sizes(config: WorkloadConfig, rig: Rig) -> list[int]:
+    """Return the micro-batches up to a rank's share that the workload accepts, divisors or not.
+
+    Raises:
+        UsageError: The ranks cannot share the effective batch, or the workload refuses every micro-batch.
+    """
+    candidates = list_candidates(
+        config.effective_batch_size,
+        rig.world_size,
+        profile=None,
+        memory_limit=0,
+        refusal=config.refusal,
+        kind=rig.kind,
+    )
+    share = candidates[-1].micro_batch_size
+    accepted = [size for size in range(1, share + 1) if config.refusal(size) is None]
+    if not accepted:
+        raise UsageError(
+            f"No micro-batch up to {share} can be trained: {config.refusal(share)}",
+            "Use a larger effective_batch_size.",
+        )
+    return accepted
 
 
 def note_coarse_batch(
@@ -178,10 +202,10 @@ def _weigh(size: int, accumulation_steps: int, world_size: int, bounds: Bounds) 
     reason = bounds.refusal(size)
     peak = upper = None
     speed = 0.0
-    if profile is not None and reason is None:
+    if profile is not None:
         peak, upper = profile.peak_bytes(size), profile.upper_bytes(size)
         speed = profile.samples_per_second(size) * world_size
-    is_too_large = upper is not None and upper > bounds.memory_limit
+    is_too_large = reason is None and upper is not None and upper > bounds.memory_limit
     if is_too_large and upper is not None and peak is not None:
         room, word = format_bytes(bounds.memory_limit), rank_word(bounds.kind)
         margin = f", with the margin of the prediction {format_bytes(upper)}" if upper > peak else ""

@@ -72,7 +72,7 @@ def with_data(plan: Plan, data_sizes: Sequence[tuple[int, int]], facts: Sequence
 
 
 def move_to(
-    plan: Plan, rig: Rig, profiles: Sequence[Prices | None], *, refusals: Sequence[Refusal] | None = None
+    plan: Plan, rig: Rig, profiles: Sequence[Profile | None], *, refusals: Sequence[Refusal] | None = None
 ) -> Plan:
     """Return `plan` for another rig: same effective batch, learning rate and duration, hence the same run.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rigfit.hardware.rig import Rig
-from rigfit.planning.outside import capacity, list_outside
+from rigfit.planning.outside import capacity, list_outside, visible_bytes
 from rigfit.units import format_bytes
 
 # CPU memory is shared with the loader processes and the page cache: a fifth is left for them (an assumption).
@@ -26,4 +26,4 @@ def describe_memory_limit(rig: Rig) -> str:
     terms = [
         f"{format_bytes(term.num_bytes)} for {term.name}" for term in list_outside(smallest, world_size=rig.world_size)
     ]
-    return f"{limit} can be used: {format_bytes(smallest.memory_bytes)} less {' and '.join(terms)}"
+    return f"{limit} can be used: {format_bytes(visible_bytes(smallest))} less {' and '.join(terms)}"

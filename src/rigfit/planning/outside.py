@@ -38,10 +38,13 @@ def list_outside(device: Device, *, world_size: int) -> tuple[Term, ...]:
     return tuple(terms)
 
 
+def visible_bytes(device: Device) -> int:
+    """Return the memory a program sees: less than the driver counts, which includes what it keeps to itself."""
+    card = card_of(device)
+    return device.memory_bytes if card is None else min(device.memory_bytes, card.memory_bytes)
+
+
 def capacity(device: Device, *, world_size: int) -> int:
     """Return the bytes PyTorch's allocator can reserve on `device`."""
     taken = sum(term.num_bytes for term in list_outside(device, world_size=world_size))
-    card = card_of(device)
-    # The driver counts what it keeps to itself; the catalogue knows what CUDA shows.
-    visible = device.memory_bytes if card is None else min(device.memory_bytes, card.memory_bytes)
-    return max(0, visible - taken)
+    return max(0, visible_bytes(device) - taken)

@@ -29,3 +29,6 @@ class Variant:
         if self.strategy == "fully_shard":
             words.append("fully_shard")
         return ", ".join(words) or "plain"
+
+
+PLAIN = Variant()

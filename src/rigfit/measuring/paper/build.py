@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # Smaller tensors are computed: constructors read numbers from them (stochastic depth per block, for example).
 _LARGE = 1 << 14
+
+Built = TypeVar("Built")
 
 # fmt: off
 _FILLS = frozenset({
@@ -76,7 +78,7 @@ def _zeros(shape: Iterable[int], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(pages, dtype=dtype).view(sizes)
 
 
-def build_unwritten(build: Callable[[], nn.Module]) -> nn.Module:
+def build_unwritten(build: Callable[[], Built]) -> Built:
     """Return what `build` returns, with large weights that nobody wrote."""
     with Unwritten():
         return build()
@@ -98,7 +100,7 @@ def without_storage(model: nn.Module, mode: FakeTensorMode, device: torch.device
                 if id(value) not in replaced:
                     replaced[id(value)] = _empty_like(value, mode, device)
                     named[f"{prefix}.{key}" if prefix else key] = replaced[id(value)]
-                tensors[key] = replaced[id(value)]  # type: ignore[assignment]
+                tensors[key] = replaced[id(value)]
     return named
 
 

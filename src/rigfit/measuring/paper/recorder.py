@@ -251,9 +251,7 @@ class PaperMode(FakeTensorMode):
         self._depth = 0
         self._is_answering = False
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is torch.ops.prim.device.default:  # asked several times per operator
             return args[0].fake_device
         self._depth += 1
