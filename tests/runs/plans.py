@@ -40,6 +40,7 @@ def stage(num_ranks: int, num_steps: int) -> StagePlan:
         predicted_upper_bytes=None,
         recomputed_blocks="none",
         candidates=(),
+        memory=None,
         channels_last=False,
         learning_rate=3e-5,
         learning_rate_derivation="given",

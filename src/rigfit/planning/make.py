@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rigfit.hardware.rig import Rig
-from rigfit.planning.costs import Costs, Prices
+from rigfit.planning.costs import Costs, PaperCosts, Prices
 from rigfit.planning.duration import derive_duration
 from rigfit.planning.layout import Refusal, derive_layout, note_coarse_batch, savings_of
 from rigfit.planning.learning_rate import derive_lr
@@ -126,6 +126,9 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
         predicted_upper_bytes=cost.upper_bytes,
         predicted_samples_per_second=cost.samples_per_second,
         predicted_source=cost.source,
+        memory=choice.costs.profile(choice.layout.largest_micro_batch)
+        if isinstance(choice.costs, PaperCosts)
+        else None,
         candidates=choice.candidates,
         couplings=tuple(sorted(coupling.value for coupling in config.couplings)),
         duration=None,
@@ -149,6 +152,7 @@ def _move_stage(stage: StagePlan, rig: Rig, profile: Profile | None, refusal: Re
         predicted_upper_bytes=cost.upper_bytes,
         predicted_samples_per_second=cost.samples_per_second,
         predicted_source=cost.source,
+        memory=None,
         candidates=(),
     )
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rigfit.errors import UsageError
 from rigfit.hardware.rig import Rig
+from rigfit.planning.memory import MemoryProfile
 from rigfit.planning.variant import Recomputed, Variant
 from rigfit.workload import Precision, Strategy
 
@@ -167,6 +168,8 @@ class StagePlan:
     predicted_samples_per_second: float | None
     """Over all ranks, or None when nobody measured it."""
     predicted_source: Source
+    memory: MemoryProfile | None
+    """What is in memory when, as read on paper; None where the step was measured or nobody looked."""
     candidates: tuple[Candidate, ...]
     """Everything that was weighed for this stage, what was chosen among it, and why the rest was refused."""
     couplings: tuple[str, ...]
