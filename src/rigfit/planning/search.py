@@ -11,7 +11,7 @@ from rigfit.planning.costs import Costs, PaperCosts, Prices
 from rigfit.planning.layout import SPEED_TOLERANCE, derive_layout, list_candidates, savings_of
 from rigfit.planning.memory_limit import memory_limit
 from rigfit.planning.plan import BatchLayout, Candidate, Source
-from rigfit.planning.recompute import BlockCost, bytes_saved_by_block, choose_blocks
+from rigfit.planning.recompute import block_spans, choose_blocks
 from rigfit.planning.variant import Recomputed, Variant
 from rigfit.workload import WorkloadConfig
 
@@ -200,18 +200,13 @@ class _Search:
     def _blocks_for(self, plain: PaperCosts, size: int) -> tuple[tuple[int, ...], float] | None:
         """Return the blocks whose recomputation lets `size` fit, and seconds per sample; None if all do not."""
         trace = plain.whole_trace(size)
-        saved = bytes_saved_by_block(trace, size)
-        seconds = plain.clock.block_seconds(trace, size) if plain.clock else (1.0,) * len(saved)
-        costs = [
-            BlockCost(number=number, saved_bytes=num_bytes, seconds=cost)
-            for number, (num_bytes, cost) in enumerate(zip(saved, seconds, strict=True))
-        ]
+        seconds = plain.clock.block_seconds(trace, size) if plain.clock else (1.0,) * len(trace.blocks)
         excess = plain.peak_bytes(size) - int(self.limit / (1 + plain.margin))
-        blocks = choose_blocks(costs, excess)
+        blocks = choose_blocks(trace, size, block_spans(trace, size), seconds, excess)
         if not blocks:
             return None
         speed = plain.samples_per_second(size)
-        extra = sum(costs[number].seconds for number in blocks) / size
+        extra = sum(seconds[number] for number in blocks) / size
         return blocks, (1 / speed if speed else 0.0) + extra
 
 
