@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from math import prod
 from typing import Any, NamedTuple
 
 from rigfit.hardware.catalogue import CatalogueEntry, find
@@ -58,6 +59,7 @@ class CardRates:
         factors: Correction by group of terms: 1.1 is a tenth faster than the formula says.
         host_seconds: What the Python process needs to launch one operator.
         exchange_bytes_per_second: Bus bandwidth of an all-reduce between such cards in one machine.
+        cudnn: Major version of cuDNN; before 9, some channels-last convolutions had no fast kernel.
         is_measured: Whether whole training steps were measured on this card, and the rates fitted to them.
         error_p50, error_p90: Relative error that half, and nine in ten, of the predictions stay below.
         source: Where the numbers come from.
@@ -71,6 +73,7 @@ class CardRates:
     factors: Mapping[str, float]
     host_seconds: float
     exchange_bytes_per_second: float
+    cudnn: int
     is_measured: bool
     error_p50: float
     error_p90: float
@@ -133,13 +136,13 @@ def _table() -> _Table:
     )
 
 
-def card_rates(device_name: str) -> CardRates | None:
+def card_rates(device_name: str, *, cudnn: int = 9) -> CardRates | None:
     """Return the rates of the card that `device_name` names, or None for one that is not in the catalogue."""
     entry = find(device_name)
-    return rates_of(entry) if entry is not None else None
+    return rates_of(entry, cudnn=cudnn) if entry is not None else None
 
 
-def rates_of(entry: CatalogueEntry) -> CardRates:
+def rates_of(entry: CatalogueEntry, *, cudnn: int = 9) -> CardRates:
     """Return the rates of a card of the catalogue: its peaks, corrected where it or its generation was measured."""
     general = _table().general
     card = _table().cards.get(entry.name, {})
@@ -155,6 +158,7 @@ def rates_of(entry: CatalogueEntry) -> CardRates:
         factors=card.get("factors", {}),
         host_seconds=general["host_microseconds"] * 1e-6,
         exchange_bytes_per_second=_bus_bandwidth(entry),
+        cudnn=cudnn,
         is_measured=is_measured,
         error_p50=errors[0],
         error_p90=errors[1],
@@ -186,7 +190,7 @@ def step_seconds(
         accumulation_steps: Passes per step. Passes after the first cost what the trace's second pass costs.
         allow_tf32: Whether float32 convolutions and matrix products may run as TF32.
     """
-    passes, update = _last_step(trace)
+    passes, update = last_step(trace)
     weights = [1 / accumulation_steps] * len(passes)
     if len(passes) > 1:
         weights = [1 / accumulation_steps, (accumulation_steps - 1) / accumulation_steps]
@@ -212,7 +216,9 @@ def step_seconds(
 
     # The host runs ahead of the device and waits for nothing inside a step, so the slower of the two sets the pace.
     is_host_bound = step(host) > step(device)
-    taken = host if is_host_bound else device
+    pace = host if is_host_bound else device
+    lengthened = _longest(step(host), step(device)) / step(pace) if step(pace) else 1.0
+    taken = {phase: seconds * lengthened for phase, seconds in pace.items()}
     stretch = taken[Phase.FORWARD] / device[Phase.FORWARD] if device[Phase.FORWARD] else 1.0
     return StepSeconds(
         forward=taken[Phase.FORWARD],
@@ -224,7 +230,7 @@ def step_seconds(
     )
 
 
-def _last_step(trace: Trace) -> tuple[list[list[Call]], list[Call]]:
+def last_step(trace: Trace) -> tuple[list[list[Call]], list[Call]]:
     """Return the calls of each pass of the last step, and those of its update.
 
     Gradients that are zeroed, not released, are zeroed before the forward pass: that belongs to the step as well.
@@ -252,79 +258,95 @@ def _stops(trace: Trace) -> Iterator[int]:
 
 
 def call_seconds(call: Call, micro_batch_size: int, card: CardRates, *, allow_tf32: bool) -> float:
-    """Return how long the device works on one call."""
+    """Return how long the device works on one call: arithmetic and traffic overlap, the launch does not."""
     terms = _table().terms
-    seconds = 0.0
-    for work in works_of(call, micro_batch_size):
+    seconds = {"flop": 0.0, "byte": 0.0, "call": 0.0}
+    for work in works_of(call, micro_batch_size, cudnn=card.cudnn):
         term = terms[work.term]
+        peak, factor_name = card.bytes_per_second, term.group
         if term.per == "call":
-            seconds += work.amount * 1e-6 / term.efficiency
-            continue
-        peak = card.bytes_per_second if term.per == "byte" else _peak_flops(card, work.is_half, allow_tf32)
-        seconds += work.amount / (peak * term.efficiency * card.factors.get(term.group, 1.0))
-    return seconds
+            peak = 1e6
+        elif term.per == "flop":
+            precision, peak = _arithmetic(card, work.is_half, allow_tf32)
+            factor_name = f"{term.group} {precision}"
+        seconds[term.per] += work.amount / (peak * term.efficiency * card.factors.get(factor_name, 1.0))
+    return _longest(seconds["flop"], seconds["byte"]) + seconds["call"]
 
 
-def _peak_flops(card: CardRates, is_half: bool, allow_tf32: bool) -> float:
+def _longest(one: float, other: float) -> float:
+    """Return the longer of two times that overlap, a little more where they are equal: overlap is never perfect."""
+    if not one or not other:
+        return one + other
+    power = float(_table().general["overlap"])
+    return float((one**power + other**power) ** (1 / power))
+
+
+def _arithmetic(card: CardRates, is_half: bool, allow_tf32: bool) -> tuple[str, float]:
+    """Return (precision, peak operations/s) of what multiplies."""
     if is_half:
-        return card.half_flops
-    return card.tf32_flops if allow_tf32 and card.tf32_flops else card.float32_flops
+        return "half", card.half_flops
+    if allow_tf32 and card.tf32_flops:
+        return "tf32", card.tf32_flops
+    return "float32", card.float32_flops
 
 
-def works_of(call: Call, micro_batch_size: int) -> tuple[Work, ...]:
-    """Return what a call costs, term by term."""
+def works_of(call: Call, micro_batch_size: int, *, cudnn: int = 9) -> tuple[Work, ...]:
+    """Return what a call costs, term by term. `cudnn` is the library's major version."""
     moved = call.moved.at(micro_batch_size)
     if call.family.startswith("conv"):
-        return _convolution(call, micro_batch_size, moved)
+        return _convolution(call, micro_batch_size, moved, cudnn)
     is_half = call.details in _HALF
     direction = "backward" if call.phase is Phase.BACKWARD else "forward"
     launch = Work("launch", 1, is_half)
     if call.family in ("matrix product", "attention"):
         kind = "batched" if "bmm" in call.operator else "attention" if call.family == "attention" else "single"
-        return (
-            Work(f"matrix {kind}", call.flops.at(micro_batch_size), is_half),
-            Work("matrix bytes", moved, is_half),
-            launch,
-        )
-    if call.family == "batch norm":
-        return Work(f"batch norm {direction}", moved, is_half), launch
+        flops = call.flops.at(micro_batch_size)
+        return Work(f"matrix {kind}", flops, is_half), Work("matrix bytes", moved, is_half), launch
+    if call.phase is Phase.UPDATE or call.family == "optimizer":
+        return Work("update", moved, is_half), launch
     if call.family == "norm":
         kind = "softmax" if "softmax" in call.operator else "layer norm"
         return Work(f"{kind} {direction}", moved, is_half), launch
-    if call.family in ("gather", "pool"):
+    if call.family in ("batch norm", "gather", "pool"):
         return Work(f"{call.family} {direction}", moved, is_half), launch
-    if call.phase is Phase.UPDATE or call.family == "optimizer":
-        return Work("update", moved, is_half), launch
     return Work(call.family, moved, is_half), launch
 
 
-def _convolution(call: Call, micro_batch_size: int, moved: float) -> tuple[Work, ...]:
+def _convolution(call: Call, micro_batch_size: int, moved: float, cudnn: int) -> tuple[Work, ...]:
     facts = call.details.split()
-    layout, dtype = facts[0], facts[1]
-    groups = int(facts[5][1:])
+    layout, dtype, groups = facts[0], facts[1], int(facts[5][1:])
     inputs, outputs = (int(number) for number in facts[6][1:].split("-"))
     direction = call.family.rsplit(" ", 1)[1]
-    is_half = dtype in _HALF
     kind, size = call.family.split()[1:3]
-    works = [Work("launch", 1, is_half)]
+    is_half = dtype in _HALF
+    needs_old_kernel = layout == "nhwc" and is_half and cudnn < 9
+    launch = Work("launch", 1, is_half)
     if groups == 1:
-        flops = call.flops.at(micro_batch_size)
-        flops *= _padded(inputs, 8) / inputs * _padded(outputs, 8) / outputs
-        works.append(Work(f"conv {kind} {size} {direction} {layout}", flops, is_half))
-        works.append(Work(f"conv bytes {direction} {layout}", moved, is_half))
-        return tuple(works)
+        flops = call.flops.at(micro_batch_size) * _padded(inputs, 8) / inputs * _padded(outputs, 8) / outputs
+        return (
+            Work(f"conv {kind} {size} {direction} {layout}", flops, is_half),
+            Work(f"conv bytes {direction} {layout}", moved, is_half),
+            launch,
+        )
     # torch's counter multiplies the weight gradient of a grouped convolution by its groups, so count here
     outs = call.tensors[2].at(micro_batch_size) / _ITEM_SIZES.get(dtype, 4)
-    kernel = 1
-    for length in facts[2][1:].split("x"):
-        kernel *= int(length)
-    passes = 2 if direction == "backward" else 1
-    per_output = inputs // groups * kernel
-    if kind == "grouped":
-        per_output = _padded(inputs // groups, 8) * kernel * _padded(outputs // groups, 8) // (outputs // groups)
-    works.append(Work(f"conv {kind} {direction} {layout}", 2.0 * outs * per_output * passes, is_half))
-    works.append(Work(f"conv {kind} bytes {direction} {layout}", moved, is_half))
-    return tuple(works)
+    kernel = prod(int(length) for length in facts[2][1:].split("x"))
+    width = inputs // groups
+    flops = 2.0 * outs * width * kernel * (2 if direction == "backward" else 1)
+    if kind == "depthwise":
+        if needs_old_kernel and inputs % 8:
+            kind = "odd depthwise"
+    elif needs_old_kernel and not (groups % 32 == 0 and width in (4, 8, 16, 32)):
+        # regnet, nfnet, resnest and the like: 2 to 15 times slower than NCHW, as if the weights were dense
+        kind, flops = "ungrouped", flops * groups
+    else:
+        wide = outputs // groups
+        flops *= _padded(width, 8) / width * _padded(wide, 8) / wide
+    return (
+        Work(f"conv {kind} {direction} {layout}", flops, is_half),
+        Work(f"conv {kind} bytes {direction} {layout}", moved, is_half),
+        launch,
+    )
 
 
 def _padded(channels: int, multiple: int) -> int:
