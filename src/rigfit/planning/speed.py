@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from rigfit.hardware.catalogue import CatalogueEntry, find
 from rigfit.planning.trace import Call, Phase, Trace
 
+# What DistributedDataParallel collects before it sends (`bucket_cap_mb`, torch/nn/parallel/distributed.py).
+_BUCKET_BYTES = 25 * 1024 * 1024
 _TERA, _GIGA = 1e12, 1e9
 _HALF = ("float16", "bfloat16")
 _ITEM_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -124,6 +126,8 @@ class _Table:
     terms: Mapping[str, Term]
     cards: Mapping[str, Mapping[str, Any]]
     general: Mapping[str, Any]
+    factors: Mapping[str, float]
+    large_cache: Mapping[str, Any]
 
 
 @cache
@@ -133,6 +137,8 @@ def _table() -> _Table:
         terms={term["name"]: Term(term["per"], term["efficiency"], term["group"]) for term in raw["term"]},
         cards={card["name"]: card for card in raw.get("card", [])},
         general=raw["general"],
+        factors=raw["factors"],
+        large_cache=raw["large_cache"],
     )
 
 
@@ -155,7 +161,7 @@ def rates_of(entry: CatalogueEntry, *, cudnn: int = 9) -> CardRates:
         tf32_flops=entry.tf32_tensor_tflops * _TERA if entry.tf32_tensor_tflops else None,
         float32_flops=entry.fp32_tflops * _TERA,
         bytes_per_second=entry.bandwidth_gb_s * _GIGA,
-        factors=card.get("factors", {}),
+        factors=_factors(entry, card.get("factors", {})),
         host_seconds=general["host_microseconds"] * 1e-6,
         exchange_bytes_per_second=_bus_bandwidth(entry),
         cudnn=cudnn,
@@ -166,6 +172,13 @@ def rates_of(entry: CatalogueEntry, *, cudnn: int = 9) -> CardRates:
     )
 
 
+def _factors(entry: CatalogueEntry, own: Mapping[str, float]) -> Mapping[str, float]:
+    """Return the factors of a card: its own before those of its cache before those of every card."""
+    cache = _table().large_cache
+    has_large_cache = entry.l2_mib is not None and entry.l2_mib >= cache["mib"]
+    return {**_table().factors, **(cache["factors"] if has_large_cache else {}), **own}
+
+
 def _bus_bandwidth(entry: CatalogueEntry) -> float:
     """Return the bytes/s of an all-reduce: what links the cards of one machine."""
     general = _table().general
@@ -173,9 +186,7 @@ def _bus_bandwidth(entry: CatalogueEntry) -> float:
         return entry.nvlink_gb_s * _GIGA / 2 * float(general["nvlink_share"])
     generation, lanes = entry.pcie.split(" x")
     lane_gb_s = {"1.0": 0.25, "2.0": 0.5, "3.0": 0.985, "4.0": 1.969, "5.0": 3.938}[generation]
-    peer = "GeForce" not in entry.name
-    share = general["pcie_share_peer" if peer else "pcie_share_host"]
-    return lane_gb_s * int(lanes) * _GIGA * float(share)
+    return lane_gb_s * int(lanes) * _GIGA * float(general["pcie_share"])
 
 
 def step_seconds(
@@ -266,6 +277,9 @@ def call_seconds(call: Call, micro_batch_size: int, card: CardRates, *, allow_tf
         peak, factor_name = card.bytes_per_second, term.group
         if term.per == "call":
             peak = 1e6
+        elif "depthwise" in work.term:
+            factor_name = f"{term.group} cores"  # not on tensor cores, whatever the precision
+            peak = card.float32_flops if term.per == "flop" else peak
         elif term.per == "flop":
             precision, peak = _arithmetic(card, work.is_half, allow_tf32)
             factor_name = f"{term.group} {precision}"
@@ -321,6 +335,8 @@ def _convolution(call: Call, micro_batch_size: int, moved: float, cudnn: int) ->
     is_half = dtype in _HALF
     needs_old_kernel = layout == "nhwc" and is_half and cudnn < 9
     launch = Work("launch", 1, is_half)
+    if direction == "backward":
+        moved *= 1.5  # one kernel for the input's gradient and one for the weight's: both read the output's
     if groups == 1:
         flops = call.flops.at(micro_batch_size) * _padded(inputs, 8) / inputs * _padded(outputs, 8) / outputs
         return (
@@ -353,28 +369,20 @@ def _padded(channels: int, multiple: int) -> int:
     return -(-channels // multiple) * multiple
 
 
-def exchange_seconds(
-    gradient_bytes: int,
-    world_size: int,
-    card: CardRates,
-    *,
-    backward_seconds: float,
-    bucket_bytes: int = 25 * 1024 * 1024,
-) -> float:
+def exchange_seconds(gradient_bytes: int, world_size: int, card: CardRates, *, backward_seconds: float) -> float:
     """Return the seconds of a step that ranks wait for each other's gradients.
 
-    A ring all-reduce moves 2 (n - 1) / n of the gradients over the slowest link. Buckets travel while the backward
-    pass of the last micro-batch goes on; what does not fit under it, and the last bucket, is waited for.
+    A ring all-reduce moves 2 (n - 1) / n of the gradients over the slowest link.
 
     Args:
         gradient_bytes: Of all gradients of one rank.
         world_size: Ranks, all in one machine.
         card: The slowest of them.
-        backward_seconds: Of the last micro-batch.
-        bucket_bytes: As DistributedDataParallel collects them (`bucket_cap_mb`, 25 MiB).
+        backward_seconds: Of the last micro-batch, behind which buckets travel as far as the rates say.
     """
     if world_size == 1:
         return 0.0
     whole = 2 * (world_size - 1) / world_size * gradient_bytes / card.exchange_bytes_per_second
-    last = whole * min(1.0, bucket_bytes / max(1, gradient_bytes))
-    return max(last, whole - backward_seconds)
+    last_bucket = whole * min(1.0, _BUCKET_BYTES / max(1, gradient_bytes))
+    hidden = float(_table().general["exchange_overlap"]) * backward_seconds
+    return max(last_bucket, whole - hidden)
