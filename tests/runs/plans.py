@@ -41,6 +41,8 @@ def stage(num_ranks: int, num_steps: int) -> StagePlan:
         recomputed_blocks="none",
         candidates=(),
         memory=None,
+        predicted_speed_error=None,
+        predicted_speed_source=None,
         channels_last=False,
         learning_rate=3e-5,
         learning_rate_derivation="given",

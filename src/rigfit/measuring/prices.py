@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from rigfit.hardware.rig import Rig
 from rigfit.measuring.trace import Target, Tracer
+from rigfit.planning.clock import clock_of
 from rigfit.planning.costs import PaperCosts, PaperPrices
 from rigfit.planning.layout import accepted_sizes
 from rigfit.planning.precision import choose_precision
@@ -27,7 +28,7 @@ def paper_prices(tracer: Tracer, config: WorkloadConfig, rig: Rig) -> PaperPrice
     Raises:
         UsageError, TrainingError: See `Tracer.read`; the workload refuses every micro-batch.
     """
-    precision, _, _ = choose_precision(rig, config.precision)
+    precision, _, allow_tf32 = choose_precision(rig, config.precision)
     sizes = _two_of(accepted_sizes(config, rig))
     share = config.effective_batch_size // rig.world_size
 
@@ -55,7 +56,7 @@ def paper_prices(tracer: Tracer, config: WorkloadConfig, rig: Rig) -> PaperPrice
             workspaces=read_workspaces(),
             margin=0.08,
             expandable_segments=rig.kind == "cuda",
-            clock=None,
+            clock=clock_of(rig, strategy=variant.strategy, allow_tf32=allow_tf32),
         )
 
     asked: Recomputed = "all" if config.activation_checkpointing else "none"

@@ -58,7 +58,17 @@ class Prices(Protocol):
 
 
 class StepClock(Protocol):
-    """Predicts time from a trace, for one card."""
+    """Predicts time from a trace, for the cards of a rig."""
+
+    @property
+    def error_p90(self) -> float:
+        """Relative error that nine in ten predictions stay below."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where the rates come from."""
+        ...
 
     def step_seconds(self, trace: Trace, micro_batch_size: int, *, accumulation_steps: int) -> float:
         """Return seconds of one optimizer step of a rank, exchange with the others included."""
@@ -101,6 +111,7 @@ class PaperCosts:
     smallest_measured: int = 1
     _whole: dict[bool, Trace] = field(default_factory=dict)
     _peaks: dict[int, int] = field(default_factory=dict)
+    _speeds: dict[int, float] = field(default_factory=dict)
 
     def peak_bytes(self, micro_batch_size: int) -> int:
         if micro_batch_size not in self._peaks:
@@ -113,9 +124,14 @@ class PaperCosts:
     def samples_per_second(self, micro_batch_size: int) -> float:
         if self.clock is None:
             return 0.0
+        if micro_batch_size not in self._speeds:
+            self._speeds[micro_batch_size] = self._speed(self.clock, micro_batch_size)
+        return self._speeds[micro_batch_size]
+
+    def _speed(self, clock: StepClock, micro_batch_size: int) -> float:
         accumulation = self._accumulation(micro_batch_size)
         whole = self.whole_trace(micro_batch_size)
-        seconds = self.clock.step_seconds(whole, micro_batch_size, accumulation_steps=accumulation)
+        seconds = clock.step_seconds(whole, micro_batch_size, accumulation_steps=accumulation)
         return micro_batch_size * accumulation / seconds if seconds > 0 else 0.0
 
     def whole_trace(self, micro_batch_size: int) -> Trace:

@@ -162,7 +162,12 @@ def _speed_words(stage: StagePlan, ranks: str) -> str:
     speed = stage.predicted_samples_per_second
     if speed is None:
         return str(Source.UNMEASURED)
-    return f"{speed:.3g} samples/s over {ranks} ({_prediction_source(stage)})"
+    if stage.predicted_speed_error is None:
+        return f"{speed:.3g} samples/s over {ranks} ({_prediction_source(stage)})"
+    return (
+        f"{speed:.3g} samples/s over {ranks} (estimated, in 9 of 10 cases within "
+        f"{stage.predicted_speed_error:.0%}; {stage.predicted_speed_source})"
+    )
 
 
 def _loading_words(stage: StagePlan, word: str) -> str:

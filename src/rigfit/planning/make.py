@@ -109,6 +109,7 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
             choice.layout, profile=choice.costs, memory_limit=limit, refusal=config.refusal, kind=rig.kind
         )
     cost = _predict(choice.layout, choice.costs)
+    clock = choice.costs.clock if isinstance(choice.costs, PaperCosts) else None
     stage = StagePlan(
         config=config.model_dump(mode="json"),
         layout=choice.layout,
@@ -125,6 +126,8 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
         predicted_peak_bytes=cost.peak_bytes,
         predicted_upper_bytes=cost.upper_bytes,
         predicted_samples_per_second=cost.samples_per_second,
+        predicted_speed_error=clock.error_p90 if clock else None,
+        predicted_speed_source=clock.source if clock else None,
         predicted_source=cost.source,
         memory=choice.costs.profile(choice.layout.largest_micro_batch)
         if isinstance(choice.costs, PaperCosts)
@@ -151,6 +154,8 @@ def _move_stage(stage: StagePlan, rig: Rig, profile: Profile | None, refusal: Re
         predicted_peak_bytes=cost.peak_bytes,
         predicted_upper_bytes=cost.upper_bytes,
         predicted_samples_per_second=cost.samples_per_second,
+        predicted_speed_error=None,
+        predicted_speed_source=None,
         predicted_source=cost.source,
         memory=None,
         candidates=(),

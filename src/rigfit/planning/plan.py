@@ -167,6 +167,10 @@ class StagePlan:
     """Bytes that 95 of 100 such predictions stay below; what must fit. None as above."""
     predicted_samples_per_second: float | None
     """Over all ranks, or None when nobody measured it."""
+    predicted_speed_error: float | None
+    """Relative error that nine in ten speeds predicted like this one stay below, or None when nobody knows."""
+    predicted_speed_source: str | None
+    """Where predicted speeds come from, in words; None where they were measured here or nobody knows."""
     predicted_source: Source
     memory: MemoryProfile | None
     """What is in memory when, as read on paper; None where the step was measured or nobody looked."""
