@@ -46,13 +46,13 @@ def main(subject_file: str) -> int:
     print(json.dumps({"kind": "ready"}), file=speak, flush=True)
     for line in sys.stdin:
         question = json.loads(line)
-        answer = _answer(question, recipe, config, folder)
+        answer = _answer(question, recipe, config, folder, is_rewritten=subject["method"] == "rewrite")
         print(json.dumps(answer), file=speak, flush=True)
     return 0
 
 
 def _answer(
-    question: dict[str, Any], recipe: Recipe, config: WorkloadConfig, folder: Path | None
+    question: dict[str, Any], recipe: Recipe, config: WorkloadConfig, folder: Path | None, *, is_rewritten: bool
 ) -> dict[str, Any]:
     target = PaperTarget(
         device_kind=question["device_kind"],
@@ -64,7 +64,7 @@ def _answer(
     try:
         batch = one_batch(recipe, config, folder, question["micro_batch_size"])
         task = build_unwritten(lambda: build_task(recipe, config))
-        trace = read_step(task, batch, config, target)
+        trace = read_step(task, batch, config, target, is_rewritten=is_rewritten)
         Path(question["file"]).write_text(trace_to_json(trace), encoding="utf-8")
     except RigfitError as error:
         return {"kind": type(error).__name__, "cause": error.cause, "remedy": error.remedy}

@@ -18,6 +18,9 @@ _FILLS = frozenset(
     "exponential_ log_normal_ sqrt_ exp_ lerp_ neg_ addcmul_ addcdiv_".split()
 )
 _MAKES = frozenset("zeros ones full rand randn randint randperm normal zeros_like ones_like full_like randn_like".split())
+# Rejection sampling (`trunc_normal_`) repeats until no value is outside; of values that nobody wrote, none is.
+_COMPARISONS = frozenset("lt gt le ge eq ne bitwise_or bitwise_and logical_or logical_and logical_not isnan".split())
+_VERDICTS = {"any": False, "all": True}
 
 
 class Unwritten(TorchDispatchMode):
@@ -32,6 +35,8 @@ class Unwritten(TorchDispatchMode):
             return args[0]
         if name in _MAKES or name in ("_to_copy", "clone"):
             return self._made(func, name, args, kwargs)
+        if (name in _COMPARISONS or name in _VERDICTS) and isinstance(args[0], Tensor) and args[0].numel() >= _LARGE:
+            return torch.tensor(_VERDICTS[name]) if name in _VERDICTS else torch.empty_like(args[0], dtype=torch.bool)
         return func(*args, **kwargs)
 
     def _made(self, func: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
