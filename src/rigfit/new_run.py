@@ -17,11 +17,14 @@ from rigfit.aliases import resolve_aliases
 from rigfit.errors import RunError, UsageError
 from rigfit.hardware.parse import parse_rig
 from rigfit.hardware.rig import Rig
-from rigfit.measuring.probe import estimate_on_cpu, probe
+from rigfit.measuring.prices import paper_prices
+from rigfit.measuring.probe import probe
+from rigfit.measuring.trace import Tracer
 from rigfit.overrides import build_workload
+from rigfit.planning.costs import Prices
 from rigfit.planning.explain import explain
 from rigfit.planning.make import make_plan, move_to, with_data
-from rigfit.planning.plan import Plan, Profile, require_whole
+from rigfit.planning.plan import Plan, require_whole
 from rigfit.planning.precision import choose_precision
 from rigfit.recipes import load_module, load_recipe, open_splits
 from rigfit.runs.lock import only_writer
@@ -74,20 +77,27 @@ def plan_of(workload: Workload, rig: Rig, folder: Path | None) -> Plan:
         splits = [open_splits(workload.recipe, config, folder) for config in workload.stage_configs]
         sizes = [(len(split.train), len(split.validation)) for split in splits]
         facts = list(dict.fromkeys(fact for split in splits for fact in split.facts))
-    profiles = [_profile(workload.recipe, config, rig, folder) for config in workload.stage_configs]
-    return make_plan(workload, rig, profiles, facts=facts, data_sizes=sizes)
+    with contextlib.ExitStack() as stack:
+        prices = [_prices(workload.recipe, config, rig, folder, stack) for config in workload.stage_configs]
+        return make_plan(workload, rig, prices, facts=facts, data_sizes=sizes)
 
 
-def _profile(recipe: Recipe, config: WorkloadConfig, rig: Rig, folder: Path | None) -> Profile | None:
-    """Return what a pass costs, measured where the rig is here; None where the person gives the micro-batch."""
-    if config.micro_batch_size is not None:
+def _prices(
+    recipe: Recipe, config: WorkloadConfig, rig: Rig, folder: Path | None, stack: contextlib.ExitStack
+) -> Prices | None:
+    """Return what a pass costs: measured on CPU ranks that are here, else read on paper.
+
+    None where a person pins the micro-batch of CPU ranks: there is nothing to choose then.
+    """
+    if rig.kind == "cpu" and config.micro_batch_size is not None:
         return None
-    precision, _, _ = choose_precision(rig, config.precision)
-    if rig.is_here and folder is not None:
+    if rig.kind == "cpu" and rig.is_here and folder is not None:
+        precision, _, _ = choose_precision(rig, config.precision)
         _say("measuring memory and speed: a few real steps at two micro-batch sizes")
         return probe(recipe, config, rig, precision, folder=folder)
-    _say("estimating memory for cards that are not here: counting what one pass keeps, on the CPU")
-    return estimate_on_cpu(recipe, config, rig, folder=folder)
+    _say("reading the training step on paper, for memory and time")
+    tracer = stack.enter_context(Tracer(recipe, config, folder))
+    return paper_prices(tracer, config, rig)
 
 
 def _say(what: str) -> None:

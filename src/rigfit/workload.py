@@ -74,9 +74,14 @@ class WorkloadConfig(BaseModel):
     precision: Precision | None = Field(
         None, description="fp32, bf16 or fp16; chosen by compute capability when absent"
     )
-    strategy: Strategy | None = Field(None, description="ddp or fully_shard; ddp when absent")
-    activation_checkpointing: bool = Field(
-        False, description="recompute activations in backward: less memory, more time"
+    strategy: Strategy | None = Field(
+        None, description="ddp or fully_shard; ddp when absent, fully_shard where nothing else fits"
+    )
+    activation_checkpointing: bool | None = Field(
+        None, description="recompute activations in backward: all blocks, or none; as many as needed when absent"
+    )
+    memory_limit_gib: float | None = Field(
+        None, gt=0, description="most memory a rank may plan with; all that the device has when absent"
     )
     channels_last: bool = Field(False, description="store image tensors channels-last (convolutional models on GPUs)")
 

@@ -1,9 +1,10 @@
 import pytest
 
 from rigfit.errors import UsageError
+from rigfit.hardware.catalogue import lookup, read_catalogue
 from rigfit.hardware.parse import parse_rig
 from rigfit.hardware.rig import Device
-from rigfit.units import GIB
+from rigfit.units import GIB, MIB
 
 
 def card(index, name, memory_gib, capability=(7, 5)):
@@ -65,7 +66,7 @@ def test_named_cards_come_from_the_catalogue_when_they_are_not_here(text):
     assert not found.is_here
     assert [device.index for device in found.devices] == [0, 1]
     assert {(device.name, device.memory_bytes, device.source) for device in found.devices} == {
-        ("NVIDIA TITAN RTX", 24 * GIB, "catalogue")
+        ("NVIDIA TITAN RTX", 24212 * MIB, "catalogue")
     }
 
 
@@ -99,11 +100,35 @@ def test_digits_that_name_no_index_here_name_cards():
     assert not found.is_here
 
 
-@pytest.mark.parametrize("text", ["8x a100-80gb", "8xA100-80GB"])
-def test_a_count_and_a_name_with_digits_are_told_apart(text):
+@pytest.mark.parametrize(
+    ("text", "count", "name"),
+    [
+        ("8x a100-80gb", 8, "NVIDIA A100-SXM4-80GB"),
+        ("8xA100-80GB", 8, "NVIDIA A100-SXM4-80GB"),
+        ("2x t4", 2, "Tesla T4"),
+        ("2x-t4", 2, "Tesla T4"),
+        ("4x 4090", 4, "NVIDIA GeForce RTX 4090"),
+        ("2x5070-ti", 2, "NVIDIA GeForce RTX 5070 Ti"),
+        ("2x h100-pcie", 2, "NVIDIA H100 PCIe"),
+        ("4x rtx-6000-ada", 4, "NVIDIA RTX 6000 Ada Generation"),
+    ],
+)
+def test_a_count_and_a_name_with_digits_are_told_apart(text, count, name):
     found = rig(text)
-    assert found.world_size == 8
-    assert found.smallest_memory == 80 * GIB
+    assert [device.name for device in found.devices] == [name] * count
+
+
+def test_memory_that_nobody_published_is_called_assumed():
+    (device,) = rig("rtx-2070").devices
+    assert device.memory_bytes < 8 * GIB
+    assert device.source == "catalogue (memory assumed: marketed memory, less 5.4 % that the driver may keep)"
+
+
+@pytest.mark.parametrize("alias", [entry.aliases[0] for entry in read_catalogue()])
+def test_a_card_here_is_taken_for_the_named_one(alias):
+    entry = lookup(alias)
+    assert rig(alias, card(0, entry.name, entry.memory_gib, entry.capability)).is_here  # as nvidia-smi counts
+    assert rig(alias, card(0, entry.name, entry.memory_bytes / GIB, entry.capability)).is_here  # as CUDA counts
 
 
 @pytest.mark.parametrize("text", ["0,1", "cuda:0", "cuda", "3"])

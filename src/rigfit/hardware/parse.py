@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rigfit.errors import UsageError
-from rigfit.hardware.catalogue import find, lookup, normalise
+from rigfit.hardware.catalogue import card_of, find, lookup, normalise
 from rigfit.hardware.detect import count_cores, cpu_devices, detect_gpus
 from rigfit.hardware.rig import Device, Rig
 
 _CPU = re.compile(r"cpu(?::(\d+))?")
 _CARDS = re.compile(r"(?:(\d+)\s*x\s*-?\s*)?(.+)")
-_SAME_MEMORY = 0.1
 _MOST_CARDS = 4096
 _EXAMPLES = "Write --rig cpu:2, --rig 0,1, --rig 2x-titan-rtx or --rig 4090,3060."
 
@@ -127,9 +126,7 @@ def _is_card(device: Device, name: str) -> bool:
     if normalise(device.name) == normalise(name):
         return True
     entry = find(name)
-    if entry is None or find(device.name) is not entry:
-        return False
-    return abs(device.memory_bytes - entry.memory_bytes) <= _SAME_MEMORY * entry.memory_bytes
+    return entry is not None and card_of(device) is entry
 
 
 def _catalogue_device(name: str) -> Device:
@@ -141,5 +138,5 @@ def _catalogue_device(name: str) -> Device:
         memory_bytes=entry.memory_bytes,
         capability=entry.capability,
         num_threads=0,
-        source="catalogue",
+        source="catalogue" if entry.visible_mib is not None else f"catalogue (memory {entry.memory_source})",
     )

@@ -16,10 +16,11 @@ class Device:
         kind: `cuda` or `cpu`.
         name: As the driver or the catalogue calls it (`NVIDIA TITAN RTX`); `CPU` for cores.
         index: CUDA index among the visible devices; the rank for CPU and for catalogue cards.
-        memory_bytes: Memory of the card; for a CPU rank its share of the machine's available memory.
+        memory_bytes: Memory of the card, as its source tells it: the driver says all there is, the catalogue what CUDA
+            shows a program; for a CPU rank its share of the machine's available memory.
         capability: CUDA compute capability such as (7, 5); (0, 0) for a CPU.
         num_threads: Cores this rank computes with; 0 for GPUs.
-        source: Where these numbers come from: `driver`, `catalogue`, `this machine`.
+        source: Where these numbers come from: `driver`, `catalogue`, `this machine`, with what was assumed in brackets.
     """
 
     kind: DeviceKind
@@ -59,7 +60,7 @@ class Rig:
         return min(device.capability for device in self.devices)
 
     def describe(self) -> str:
-        """Return the rig in words: `2x NVIDIA TITAN RTX (24.0 GiB each)`, `2 CPU ranks (1 thread each)`."""
+        """Return the rig in words: `2x NVIDIA TITAN RTX (23.6 GiB each)`, `2 CPU ranks (1 thread each)`."""
         from rigfit.units import format_bytes
 
         if self.kind == "cpu":

@@ -1,11 +1,11 @@
-"""What a pass costs, from a few real steps at two sizes, or estimated on the CPU for a rig that is not here."""
+"""What a pass costs, from a few real steps at two sizes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from rigfit.errors import DoesNotFitError, UsageError
-from rigfit.hardware.rig import Device, Rig
+from rigfit.hardware.rig import Rig
 from rigfit.measuring.question import TIME_LIMIT_SECONDS, Cost, Question, ask
 from rigfit.planning.layout import list_candidates
 from rigfit.planning.memory_limit import memory_limit
@@ -57,7 +57,6 @@ def probe(
 
     def cost_of(size: int) -> Cost | None:
         question = Question.of(
-            "pass",
             recipe.name,
             config,
             folder,
@@ -84,64 +83,6 @@ def probe(
         if small_cost is not None:
             costs[small] = small_cost
     return draw_lines(costs, ran_out_above=ran_out, source=Source.MEASURED)
-
-
-def estimate_on_cpu(
-    recipe: Recipe,
-    config: WorkloadConfig,
-    rig: Rig,
-    *,
-    folder: Path | None,
-    time_limit: float = TIME_LIMIT_SECONDS,
-) -> Profile:
-    """Return what a pass would need on a rig that is not here, counted on the CPU in a process of its own.
-
-    Adds up, in float32: weights and buffers, gradients, AdamW's two moments (16 bytes per trainable parameter in all),
-    the weight average if there is one, DDP's buckets on several ranks (4 bytes per trainable parameter), the inputs,
-    and every storage that one forward pass keeps for backward, at two micro-batch sizes (1 and 2 if accepted).
-
-    What it does not see: temporaries (the gradients of activations, workspaces of cuDNN and cuBLAS), what a GPU's
-    kernels keep instead of the CPU's, and pieces the allocator cannot reuse. What it sees too large: under bf16 and
-    fp16 most activations take half, while casts of the weights add 2 bytes per parameter. The CUDA context is not in
-    here: `memory_limit` has taken it off already. Time is not estimated. The trace of the real step will replace this.
-
-    Args:
-        recipe: The task, as `load_recipe` finds it by the recipe's name.
-        config: The stage's config.
-        rig: What is planned for; its ranks count, its cards do not.
-        folder: The prepared data, or None; then the task module must define `example_batch(config, micro_batch_size)`.
-        time_limit: Seconds per size.
-
-    Raises:
-        UsageError: There are neither data nor `example_batch`, the ranks cannot share the effective batch, or the
-            workload refuses every micro-batch up to a share.
-        DoesNotFitError: This machine has not enough memory to build the model.
-        TrainingError: The task failed or took too long.
-    """
-    here = Device(
-        kind="cpu", name="CPU", index=0, memory_bytes=0, capability=(0, 0), num_threads=0, source="this machine"
-    )
-    costs: dict[int, Cost] = {}
-    for size in _accepted_sizes(config, rig)[:2]:
-        question = Question.of(
-            "saved",
-            recipe.name,
-            config,
-            folder,
-            here,
-            micro_batch_size=size,
-            precision="fp32",
-            allow_tf32=False,
-            world_size=rig.world_size,
-        )
-        cost = ask(question, time_limit=time_limit)
-        if cost is None:
-            raise DoesNotFitError(
-                "This machine has not enough memory to build the model on its CPU.",
-                "Pin the micro-batch, micro_batch_size=1, and nothing is estimated.",
-            )
-        costs[size] = cost
-    return draw_lines(costs, ran_out_above=False, source=Source.ESTIMATED)
 
 
 def draw_lines(costs: dict[int, Cost], *, ran_out_above: bool, source: Source) -> Profile:

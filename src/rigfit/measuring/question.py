@@ -9,7 +9,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rigfit import errors
 from rigfit.errors import RigfitError, TrainingError
@@ -27,7 +27,6 @@ class Question:
     """What to run, in words that JSON can carry.
 
     Args:
-        what: `pass` runs real steps on the device; `saved` counts what one forward pass keeps for backward, on the CPU.
         recipe: As `load_recipe` takes it.
         config: The stage's full config, as JSON.
         folder: The prepared data folder, or None.
@@ -37,7 +36,6 @@ class Question:
         world_size: Ranks of the rig that is planned for; this is one of them.
     """
 
-    what: Literal["pass", "saved"]
     recipe: str
     config: dict[str, Any]
     folder: str | None
@@ -51,7 +49,6 @@ class Question:
 
     @staticmethod
     def of(
-        what: Literal["pass", "saved"],
         recipe: str,
         config: WorkloadConfig,
         folder: Path | None,
@@ -63,7 +60,6 @@ class Question:
         world_size: int,
     ) -> Question:
         return Question(
-            what=what,
             recipe=recipe,
             config=config.model_dump(mode="json"),
             folder=None if folder is None else str(folder),

@@ -20,6 +20,7 @@ from rigfit.errors import RigfitError, TrainingError, UsageError
 from rigfit.hardware.rig import DeviceKind
 from rigfit.measuring.question import child_environment
 from rigfit.planning.trace import Trace, combine, trace_from_json
+from rigfit.planning.variant import Recomputed
 from rigfit.units import format_seconds
 from rigfit.workload import Precision, Recipe, WorkloadConfig
 
@@ -35,14 +36,14 @@ class Target:
     Args:
         device_kind, capability: The device whose kernels are taken.
         precision: Number format of the forward pass.
-        activation_checkpointing: Recompute blocks in backward.
+        recomputed: Blocks recomputed in backward.
         channels_last: Store image tensors channels-last.
     """
 
     device_kind: DeviceKind
     capability: tuple[int, int]
     precision: Precision
-    activation_checkpointing: bool
+    recomputed: Recomputed
     channels_last: bool
 
 
@@ -172,7 +173,7 @@ class _Child:
             "device_kind": target.device_kind,
             "capability": target.capability,
             "precision": target.precision,
-            "activation_checkpointing": target.activation_checkpointing,
+            "recomputed": target.recomputed,
             "channels_last": target.channels_last,
             "micro_batch_size": micro_batch_size,
             "file": str(file),
@@ -236,7 +237,7 @@ def _refusal(answer: Mapping[str, Any]) -> RigfitError:
     if answer["kind"] == "operator":
         return UsageError(
             f"The step cannot be read on paper: the result of {answer['operator']} depends on values{answer['text']}.",
-            "Train with a pinned micro-batch, micro_batch_size=8, or write that line so that shapes follow from shapes.",
+            "Write that line so that shapes follow from shapes, or train on CPU ranks with a pinned micro_batch_size.",
         )
     if answer["kind"] == "failure":
         return TrainingError(

@@ -48,8 +48,8 @@ def _stage_lines(plan: Plan, stage: StagePlan, noun: str) -> Iterator[Line]:
     yield "schedule", _schedule_words(stage)
     yield "precision", f"{stage.precision} ({stage.precision_reason})"
     yield "strategy", _strategy_words(stage, kind_word=rank_word(kind))
-    if stage.activation_checkpointing:
-        yield "activations", "recomputed in backward: less memory, about a third more work (given by you)"
+    if stage.recomputed_blocks != "none":
+        yield "activations", _recomputed_words(stage)
     if stage.channels_last:
         yield "image tensors", "channels-last (given by you)"
     yield "peak memory", f"{_memory_words(stage, rank_word(kind))}; {describe_memory_limit(plan.rig)}"
@@ -140,10 +140,22 @@ def _strategy_words(stage: StagePlan, *, kind_word: str) -> str:
     return f"fully_shard (weights, gradients and optimizer state are spread over the {kind_word}s)"
 
 
+def _recomputed_words(stage: StagePlan) -> str:
+    given = "given by you" if stage.config.get("activation_checkpointing") else "chosen so that it fits"
+    if stage.recomputed_blocks == "all":
+        return f"recomputed in backward in all blocks: less memory, about a third more work ({given})"
+    numbers = ", ".join(str(number) for number in stage.recomputed_blocks)
+    return f"recomputed in backward in blocks {numbers}, counted from 0 ({given})"
+
+
 def _memory_words(stage: StagePlan, word: str) -> str:
     if stage.predicted_peak_bytes is None:
         return f"unmeasured per {word}"
-    return f"{format_bytes(stage.predicted_peak_bytes)} per {word} ({_prediction_source(stage)})"
+    upper = stage.predicted_upper_bytes
+    margin = ""
+    if upper is not None and upper > stage.predicted_peak_bytes:
+        margin = f", in 95 of 100 cases below {format_bytes(upper)}"
+    return f"{format_bytes(stage.predicted_peak_bytes)} per {word}{margin} ({_prediction_source(stage)})"
 
 
 def _speed_words(stage: StagePlan, ranks: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
 
 from rigfit.errors import DoesNotFitError, RigfitError, UsageError
 from rigfit.hardware.rig import DeviceKind
-from rigfit.planning.plan import BatchLayout, Profile, Source
+from rigfit.planning.costs import Costs
+from rigfit.planning.plan import BatchLayout, Candidate, Source
+from rigfit.planning.variant import Variant
 from rigfit.planning.words import count, rank_word
 from rigfit.units import format_bytes
 from rigfit.workload import WorkloadConfig
@@ -24,26 +27,6 @@ _NUM_NEIGHBOURS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One micro-batch that divides a rank's share of the effective batch.
-
-    Args:
-        micro_batch_size, accumulation_steps: Their product is the rank's share.
-        predicted_peak_bytes: Bytes per rank, or None without a profile.
-        predicted_samples_per_second: Over all ranks, or None when nobody measured it.
-        refusal: Why it cannot be used, or None if it can.
-        is_too_large: True when it was refused for memory.
-    """
-
-    micro_batch_size: int
-    accumulation_steps: int
-    predicted_peak_bytes: int | None
-    predicted_samples_per_second: float | None
-    refusal: str | None
-    is_too_large: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
     """What limits the micro-batch of one rank.
 
@@ -56,10 +39,11 @@ class Bounds:
     """
 
     kind: DeviceKind
-    profile: Profile | None
+    profile: Costs | None
     memory_limit: int
     refusal: Refusal
     savings: tuple[str, ...] = ()
+    variant: Variant = Variant()
 
 
 def derive_layout(
@@ -67,11 +51,12 @@ def derive_layout(
     world_size: int,
     *,
     micro_batch_size: int | None,
-    profile: Profile | None,
+    profile: Costs | None,
     memory_limit: int,
     refusal: Refusal,
     kind: DeviceKind = "cuda",
     savings: tuple[str, ...] = (),
+    variant: Variant | None = None,
 ) -> tuple[BatchLayout, Source]:
     """Return the layout whose product is exactly `effective_batch_size`, and where its micro-batch comes from.
 
@@ -93,7 +78,14 @@ def derive_layout(
             workload refuses every micro-batch, or there is neither a profile nor a pinned micro-batch.
         DoesNotFitError: No micro-batch fits into `memory_limit`.
     """
-    bounds = Bounds(kind=kind, profile=profile, memory_limit=memory_limit, refusal=refusal, savings=savings)
+    bounds = Bounds(
+        kind=kind,
+        profile=profile,
+        memory_limit=memory_limit,
+        refusal=refusal,
+        savings=savings,
+        variant=variant or Variant(),
+    )
     if effective_batch_size % world_size:
         raise _not_shared(effective_batch_size, world_size, micro_batch_size, bounds)
     candidates = _candidates(effective_batch_size, world_size, bounds)
@@ -111,24 +103,27 @@ def list_candidates(
     effective_batch_size: int,
     world_size: int,
     *,
-    profile: Profile | None,
+    profile: Costs | None,
     memory_limit: int,
     refusal: Refusal,
     kind: DeviceKind = "cuda",
+    variant: Variant | None = None,
 ) -> tuple[Candidate, ...]:
     """Return every micro-batch that divides a rank's share, smallest first, with what it costs and why it is refused.
 
     Raises:
         UsageError: The ranks cannot share the effective batch equally.
     """
-    bounds = Bounds(kind=kind, profile=profile, memory_limit=memory_limit, refusal=refusal)
+    bounds = Bounds(
+        kind=kind, profile=profile, memory_limit=memory_limit, refusal=refusal, variant=variant or Variant()
+    )
     if effective_batch_size % world_size:
         raise _not_shared(effective_batch_size, world_size, None, bounds)
     return _candidates(effective_batch_size, world_size, bounds)
 
 
 def note_coarse_batch(
-    layout: BatchLayout, *, profile: Profile, memory_limit: int, refusal: Refusal, kind: DeviceKind = "cuda"
+    layout: BatchLayout, *, profile: Costs, memory_limit: int, refusal: Refusal, kind: DeviceKind = "cuda"
 ) -> str | None:
     """Return a note when a nearby effective batch would allow much larger micro-batches, or None.
 
@@ -140,7 +135,7 @@ def note_coarse_batch(
     effective, world_size = layout.effective_batch_size, layout.world_size
     largest = _largest_usable(effective, world_size, bounds)
     share = effective // world_size
-    room = share if profile.bytes_per_sample == 0 else (memory_limit - profile.fixed_bytes) // profile.bytes_per_sample
+    room = _largest_that_fits(share, profile, memory_limit)
     if 2 * largest > min(share, room):
         return None
 
@@ -164,7 +159,7 @@ def note_coarse_batch(
 def savings_of(config: WorkloadConfig, world_size: int, kind: DeviceKind) -> tuple[str, ...]:
     """Return the settings of `config` that would lower the peak memory of a rank."""
     ways = []
-    if not config.activation_checkpointing:
+    if config.activation_checkpointing is not True:
         ways.append("activation_checkpointing=true")
     if world_size > 1 and kind == "cuda" and config.strategy != "fully_shard":
         ways.append("strategy=fully_shard")
@@ -180,24 +175,30 @@ def _candidates(effective_batch_size: int, world_size: int, bounds: Bounds) -> t
 
 def _weigh(size: int, accumulation_steps: int, world_size: int, bounds: Bounds) -> Candidate:
     profile = bounds.profile
-    peak = None if profile is None else profile.peak_bytes(size)
-    speed = 0.0 if profile is None else profile.samples_per_second(size) * world_size
     reason = bounds.refusal(size)
-    is_too_large = reason is None and peak is not None and peak > bounds.memory_limit
-    if is_too_large and peak is not None:
+    peak = upper = None
+    speed = 0.0
+    if profile is not None and reason is None:
+        peak, upper = profile.peak_bytes(size), profile.upper_bytes(size)
+        speed = profile.samples_per_second(size) * world_size
+    is_too_large = upper is not None and upper > bounds.memory_limit
+    if is_too_large and upper is not None and peak is not None:
         room, word = format_bytes(bounds.memory_limit), rank_word(bounds.kind)
-        reason = f"needs {format_bytes(peak)} per {word}, where {room} can be used"
+        margin = f", with the margin of the prediction {format_bytes(upper)}" if upper > peak else ""
+        reason = f"needs {format_bytes(peak)}{margin} per {word}, where {room} can be used"
     return Candidate(
         micro_batch_size=size,
         accumulation_steps=accumulation_steps,
+        variant=bounds.variant,
         predicted_peak_bytes=peak,
+        predicted_upper_bytes=upper,
         predicted_samples_per_second=speed or None,
         refusal=reason,
         is_too_large=is_too_large,
     )
 
 
-def _fastest(usable: list[Candidate], profile: Profile) -> Candidate:
+def _fastest(usable: list[Candidate], profile: Costs) -> Candidate:
     best = max(candidate.predicted_samples_per_second or 0.0 for candidate in usable)
     if best == 0.0:
         return usable[-1]
@@ -260,14 +261,16 @@ def _nothing_usable(candidates: tuple[Candidate, ...], effective: int, world_siz
     if not too_large:
         return UsageError(f"No micro-batch can be trained: {candidates[-1].refusal}", other)
     smallest = too_large[0]
-    peak = smallest.predicted_peak_bytes or 0
+    needed = smallest.predicted_upper_bytes or 0
     cause = (
         f"The smallest micro-batch, {count(smallest.micro_batch_size, 'sample')}, {smallest.refusal}"
         f"{_source_of(bounds)}."
     )
     ways = f" Less is needed with {', or '.join(bounds.savings)}." if bounds.savings else ""
     rank = rank_word(bounds.kind)
-    return DoesNotFitError(cause, other or f"It fits where each {rank} may use {format_bytes(_round_up(peak))}.{ways}")
+    return DoesNotFitError(
+        cause, other or f"It fits where each {rank} may use {format_bytes(_round_up(needed))}.{ways}"
+    )
 
 
 def _unknown_cost(usable: list[Candidate], kind: DeviceKind) -> UsageError:
@@ -292,6 +295,11 @@ def _neighbours(number: int, unit: int, works: Callable[[int], bool]) -> list[in
     above = range(first_above, first_above + unit * _NUM_NEIGHBOURS, unit)
     found = [next((n for n in side if works(n)), None) for side in (below, above)]
     return [n for n in found if n is not None]
+
+
+def _largest_that_fits(share: int, profile: Costs, memory_limit: int) -> int:
+    """Return the largest micro-batch up to `share` that fits, divisor or not."""
+    return bisect_left(range(1, share + 1), True, key=lambda size: profile.upper_bytes(size) > memory_limit)
 
 
 def _divisors(number: int) -> list[int]:

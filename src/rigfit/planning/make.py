@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rigfit.hardware.rig import Rig
+from rigfit.planning.costs import Costs, Prices
 from rigfit.planning.duration import derive_duration
 from rigfit.planning.layout import Refusal, derive_layout, note_coarse_batch, savings_of
 from rigfit.planning.learning_rate import derive_lr
 from rigfit.planning.memory_limit import memory_limit
 from rigfit.planning.plan import SCHEMA_VERSION, BatchLayout, Duration, Plan, Profile, Source, StagePlan
 from rigfit.planning.precision import choose_precision, is_possible
+from rigfit.planning.search import limit_of, search
 from rigfit.planning.words import rank_word
 from rigfit.units import format_bytes
 from rigfit.workload import Precision, Workload, WorkloadConfig
@@ -25,7 +27,7 @@ _MOST_WORKERS = 4
 def make_plan(
     workload: Workload,
     rig: Rig,
-    profiles: Sequence[Profile | None],
+    profiles: Sequence[Prices | None],
     *,
     facts: Sequence[str],
     data_sizes: Sequence[tuple[int, int]] | None,
@@ -70,7 +72,7 @@ def with_data(plan: Plan, data_sizes: Sequence[tuple[int, int]], facts: Sequence
 
 
 def move_to(
-    plan: Plan, rig: Rig, profiles: Sequence[Profile | None], *, refusals: Sequence[Refusal] | None = None
+    plan: Plan, rig: Rig, profiles: Sequence[Prices | None], *, refusals: Sequence[Refusal] | None = None
 ) -> Plan:
     """Return `plan` for another rig: same effective batch, learning rate and duration, hence the same run.
 
@@ -96,40 +98,35 @@ def move_to(
     return replace(plan, rig=rig, stages=stages, facts=(*kept, *_rig_notes(rig), *dict.fromkeys(changes)))
 
 
-def _plan_stage(config: WorkloadConfig, rig: Rig, profile: Profile | None) -> tuple[StagePlan, str | None]:
+def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tuple[StagePlan, str | None]:
     precision, precision_reason, allow_tf32 = choose_precision(rig, config.precision)
     learning_rate, derivation = derive_lr(config)
-    limit = memory_limit(rig)
-    layout, source = derive_layout(
-        config.effective_batch_size,
-        rig.world_size,
-        micro_batch_size=config.micro_batch_size,
-        profile=profile,
-        memory_limit=limit,
-        refusal=config.refusal,
-        kind=rig.kind,
-        savings=savings_of(config, rig.world_size, rig.kind),
-    )
+    choice = search(config, rig, prices)
     note = None
-    if profile is not None and config.micro_batch_size is None:
-        note = note_coarse_batch(layout, profile=profile, memory_limit=limit, refusal=config.refusal, kind=rig.kind)
-    cost = _predict(layout, profile)
+    if choice.costs is not None and config.micro_batch_size is None:
+        limit = limit_of(config, rig)
+        note = note_coarse_batch(
+            choice.layout, profile=choice.costs, memory_limit=limit, refusal=config.refusal, kind=rig.kind
+        )
+    cost = _predict(choice.layout, choice.costs)
     stage = StagePlan(
         config=config.model_dump(mode="json"),
-        layout=layout,
-        layout_source=source,
+        layout=choice.layout,
+        layout_source=choice.layout_source,
         precision=precision,
         precision_reason=precision_reason,
         allow_tf32=allow_tf32,
-        strategy=config.strategy or "ddp",
-        activation_checkpointing=config.activation_checkpointing,
+        strategy=choice.variant.strategy,
+        recomputed_blocks=choice.variant.recomputed,
         channels_last=config.channels_last,
         learning_rate=learning_rate,
         learning_rate_derivation=derivation,
         num_workers=_num_workers(config.num_workers, rig),
         predicted_peak_bytes=cost.peak_bytes,
+        predicted_upper_bytes=cost.upper_bytes,
         predicted_samples_per_second=cost.samples_per_second,
         predicted_source=cost.source,
+        candidates=choice.candidates,
         couplings=tuple(sorted(coupling.value for coupling in config.couplings)),
         duration=None,
     )
@@ -149,8 +146,10 @@ def _move_stage(stage: StagePlan, rig: Rig, profile: Profile | None, refusal: Re
         allow_tf32=allow_tf32,
         num_workers=_num_workers(stage.config["num_workers"], rig),
         predicted_peak_bytes=cost.peak_bytes,
+        predicted_upper_bytes=cost.upper_bytes,
         predicted_samples_per_second=cost.samples_per_second,
         predicted_source=cost.source,
+        candidates=(),
     )
 
 
@@ -197,17 +196,23 @@ class _Cost:
     """What the profile predicts for a layout; None where nobody knows."""
 
     peak_bytes: int | None
+    upper_bytes: int | None
     samples_per_second: float | None
     source: Source
 
 
-def _predict(layout: BatchLayout, profile: Profile | None) -> _Cost:
+def _predict(layout: BatchLayout, profile: Costs | None) -> _Cost:
     if profile is None:
-        return _Cost(peak_bytes=None, samples_per_second=None, source=Source.UNMEASURED)
+        return _Cost(peak_bytes=None, upper_bytes=None, samples_per_second=None, source=Source.UNMEASURED)
     size = layout.largest_micro_batch
     # The rank with the largest micro-batch is waited for by all others.
     speed = profile.samples_per_second(size) * sum(layout.micro_batch_sizes) / size
-    return _Cost(peak_bytes=profile.peak_bytes(size), samples_per_second=speed or None, source=profile.source)
+    return _Cost(
+        peak_bytes=profile.peak_bytes(size),
+        upper_bytes=profile.upper_bytes(size),
+        samples_per_second=speed or None,
+        source=profile.source,
+    )
 
 
 def _num_workers(asked: int | None, rig: Rig) -> int:

@@ -12,9 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from rigfit.errors import UsageError
 from rigfit.hardware.rig import Rig
+from rigfit.planning.variant import Recomputed, Variant
 from rigfit.workload import Precision, Strategy
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Source(StrEnum):
@@ -80,10 +81,47 @@ class Profile:
     def peak_bytes(self, micro_batch_size: int) -> int:
         return self.fixed_bytes + self.bytes_per_sample * micro_batch_size
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that could be recomputed: unknown, so none."""
+        return 0
+
+    def costs(self, variant: Variant, exact_at: int | None = None) -> Profile:
+        """Return this profile: it was measured in the one variant that a person asked for."""
+        return self
+
+    def upper_bytes(self, micro_batch_size: int) -> int:
+        """Return the peak: what was measured needs no margin beyond that of the memory limit."""
+        return self.peak_bytes(micro_batch_size)
+
     def samples_per_second(self, micro_batch_size: int) -> float:
         """Return samples/s of one rank; 0.0 when nobody measured it."""
         seconds = self.fixed_seconds + self.seconds_per_sample * micro_batch_size
         return micro_batch_size / seconds if seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One micro-batch that divides a rank's share of the effective batch, in one variant.
+
+    Args:
+        micro_batch_size, accumulation_steps: Their product is the rank's share.
+        variant: Strategy and recomputed blocks.
+        predicted_peak_bytes: Bytes per rank, or None when nobody knows.
+        predicted_upper_bytes: Bytes that 95 of 100 such predictions stay below, or None when nobody knows.
+        predicted_samples_per_second: Over all ranks, or None when nobody knows.
+        refusal: Why it cannot be used, or None if it can.
+        is_too_large: True when it was refused for memory.
+    """
+
+    micro_batch_size: int
+    accumulation_steps: int
+    variant: Variant
+    predicted_peak_bytes: int | None
+    predicted_upper_bytes: int | None
+    predicted_samples_per_second: float | None
+    refusal: str | None
+    is_too_large: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,16 +154,21 @@ class StagePlan:
     precision_reason: str
     allow_tf32: bool
     strategy: Strategy
-    activation_checkpointing: bool
+    recomputed_blocks: Recomputed
+    """Blocks of the task whose activations are recomputed in backward."""
     channels_last: bool
     learning_rate: float
     learning_rate_derivation: str
     num_workers: int
     predicted_peak_bytes: int | None
-    """Bytes per rank, or None when nobody estimated or measured it."""
+    """Bytes a rank reserves at the peak, or None when nobody estimated or measured it."""
+    predicted_upper_bytes: int | None
+    """Bytes that 95 of 100 such predictions stay below; what must fit. None as above."""
     predicted_samples_per_second: float | None
     """Over all ranks, or None when nobody measured it."""
     predicted_source: Source
+    candidates: tuple[Candidate, ...]
+    """Everything that was weighed for this stage, what was chosen among it, and why the rest was refused."""
     couplings: tuple[str, ...]
     duration: Duration | None
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rigfit.errors import UsageError
 from rigfit.planning.plan import StagePlan
+from rigfit.planning.variant import Recomputed
 from rigfit.task import Task
 from rigfit.training.distributed import World
 from rigfit.workload import Strategy
@@ -20,14 +21,14 @@ from rigfit.workload import Strategy
 
 def wrap(task: Task, stage: StagePlan, world: World) -> nn.Module:
     """Return the module whose forward trains `task` on all ranks. `task` itself keeps its parameter names."""
-    prepare_model(task, is_checkpointed=stage.activation_checkpointing, is_channels_last=stage.channels_last)
+    prepare_model(task, recomputed=stage.recomputed_blocks, is_channels_last=stage.channels_last)
     return wrap_for(task, strategy=stage.strategy, world=world)
 
 
-def prepare_model(task: Task, *, is_checkpointed: bool, is_channels_last: bool) -> None:
+def prepare_model(task: Task, *, recomputed: Recomputed, is_channels_last: bool) -> None:
     """Apply what concerns one rank alone: recomputation of blocks, memory format."""
-    if is_checkpointed:
-        checkpoint_blocks(task)
+    if recomputed != "none":
+        checkpoint_blocks(task, recomputed)
     if is_channels_last:
         task.to(memory_format=torch.channels_last)
 
@@ -45,15 +46,26 @@ def wrap_for(task: Task, *, strategy: Strategy, world: World) -> nn.Module:
     )
 
 
-def checkpoint_blocks(task: Task) -> None:
-    """Recompute each block in backward. Replacing `forward` keeps parameter names, which a wrapper would change."""
+def checkpoint_blocks(task: Task, recomputed: Recomputed = "all") -> None:
+    """Recompute blocks in backward. Replacing `forward` keeps parameter names, which a wrapper would change.
+
+    Raises:
+        UsageError: The task names no blocks, or not as many as the plan counts.
+    """
     blocks = task.blocks()
     if not blocks:
         raise UsageError(
             "This task names no blocks to checkpoint.",
             "Train without activation_checkpointing, or give the task `blocks()`.",
         )
-    for block in blocks:
+    numbers = range(len(blocks)) if recomputed in ("all", "none") else recomputed
+    for number in numbers:
+        if int(number) >= len(blocks):
+            raise UsageError(
+                f"The plan recomputes block {number}, counted from 0; the task has {len(blocks)} blocks.",
+                "Make the plan again with `rigfit plan`.",
+            )
+        block = blocks[int(number)]
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 

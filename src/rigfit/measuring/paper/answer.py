@@ -25,6 +25,7 @@ from rigfit.measuring.paper.device import pretend_cuda
 from rigfit.measuring.paper.step import PaperTarget, read_step
 from rigfit.measuring.subject import one_batch, read_config
 from rigfit.planning.trace import trace_to_json
+from rigfit.planning.variant import Recomputed
 from rigfit.recipes import build_task
 from rigfit.workload import Recipe, WorkloadConfig
 
@@ -58,7 +59,7 @@ def _answer(
         device_kind=question["device_kind"],
         capability=(question["capability"][0], question["capability"][1]),
         precision=question["precision"],
-        activation_checkpointing=question["activation_checkpointing"],
+        recomputed=_recomputed(question["recomputed"]),
         channels_last=question["channels_last"],
     )
     try:
@@ -76,6 +77,10 @@ def _answer(
         traceback.print_exc()
         return {"kind": "failure", "text": f"{type(error).__name__}: {_first_line(error)}{_place(error)}"}
     return {"kind": "trace"}
+
+
+def _recomputed(value: Any) -> Recomputed:
+    return value if isinstance(value, str) else tuple(value)  # type: ignore[return-value]
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import mmap
+from collections.abc import Callable, Iterable, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -13,45 +15,65 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # Smaller tensors are computed: constructors read numbers from them (stochastic depth per block, for example).
 _LARGE = 1 << 14
 
-_FILLS = frozenset(
-    "normal_ uniform_ fill_ zero_ copy_ mul_ add_ sub_ div_ clamp_ clamp_min_ clamp_max_ erfinv_ bernoulli_ random_ "
-    "exponential_ log_normal_ sqrt_ exp_ lerp_ neg_ addcmul_ addcdiv_".split()
-)
-_MAKES = frozenset("zeros ones full rand randn randint randperm normal zeros_like ones_like full_like randn_like".split())
-# Rejection sampling (`trunc_normal_`) repeats until no value is outside; of values that nobody wrote, none is.
-_COMPARISONS = frozenset("lt gt le ge eq ne bitwise_or bitwise_and logical_or logical_and logical_not isnan".split())
-_VERDICTS = {"any": False, "all": True}
+# fmt: off
+_FILLS = frozenset({
+    "normal_", "uniform_", "fill_", "zero_", "copy_", "mul_", "add_", "sub_", "div_", "clamp_", "clamp_min_",
+    "clamp_max_", "erfinv_", "bernoulli_", "random_", "exponential_", "log_normal_", "sqrt_", "exp_", "lerp_",
+    "neg_", "addcmul_", "addcdiv_",
+})
+# fmt: on
+# fmt: off
+_MAKES_FROM_SIZE = frozenset({"empty", "zeros", "rand", "randn"})
+_MAKES = _MAKES_FROM_SIZE | {"zeros_like", "empty_like", "rand_like", "randn_like", "_to_copy", "clone"}
+# fmt: on
 
 
 class Unwritten(TorchDispatchMode):
-    """While active, filling a large tensor on the CPU does nothing, so its pages never take memory or time."""
+    """While active, large tensors on the CPU are zeros that nobody wrote, and filling them does nothing.
+
+    Their pages come from the system when they are first written, which is never: no memory, no time. They must be
+    zeros and not just anything: some initialisers draw again until all values lie within bounds.
+    """
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[1]
-        if name in _FILLS and args and isinstance(args[0], Tensor) and args[0].numel() >= _LARGE:
-            return args[0]
-        if name in _MAKES or name in ("_to_copy", "clone"):
-            return self._made(func, name, args, kwargs)
-        if (name in _COMPARISONS or name in _VERDICTS) and isinstance(args[0], Tensor) and args[0].numel() >= _LARGE:
-            return torch.tensor(_VERDICTS[name]) if name in _VERDICTS else torch.empty_like(args[0], dtype=torch.bool)
+        first = args[0] if args else None
+        if name in _FILLS and isinstance(first, Tensor) and _is_large(first):
+            return first
+        if name in _MAKES:
+            made = self._made(name, first, kwargs)
+            if made is not None:
+                return made
         return func(*args, **kwargs)
 
-    def _made(self, func: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        first = args[0] if args else None
-        if isinstance(first, Tensor) and first.numel() >= _LARGE:
-            kept = {key: kwargs[key] for key in ("dtype", "device", "memory_format") if kwargs.get(key) is not None}
-            return torch.empty_like(first, **kept)
-        if name in ("zeros", "ones", "full", "rand", "randn") and isinstance(first, list | tuple | torch.Size):
-            size = 1
-            for length in first:
-                size *= int(length)
-            if size >= _LARGE:
-                kept = {key: kwargs[key] for key in ("dtype", "device") if kwargs.get(key) is not None}
-                return torch.empty(first, **kept)
-        return func(*args, **kwargs)
+    def _made(self, name: str, first: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+        if kwargs.get("device") not in (None, torch.device("cpu"), "cpu"):
+            return None
+        if isinstance(first, Tensor):
+            if not _is_large(first) or not first.is_contiguous():
+                return None
+            made = _zeros(first.shape, kwargs.get("dtype") or first.dtype)
+            layout = kwargs.get("memory_format")
+            is_reordered = layout not in (None, torch.preserve_format, torch.contiguous_format)
+            return made.contiguous(memory_format=layout) if is_reordered and layout is not None else made
+        if name not in _MAKES_FROM_SIZE or not isinstance(first, list | tuple | torch.Size):
+            return None
+        dtype = kwargs.get("dtype") or torch.get_default_dtype()
+        return _zeros(first, dtype) if prod(int(length) for length in first) >= _LARGE else None
+
+
+def _is_large(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.numel() >= _LARGE
+
+
+def _zeros(shape: Iterable[int], dtype: torch.dtype) -> Tensor:
+    """Return zeros whose pages are not there before somebody writes to them."""
+    sizes = [int(length) for length in shape]
+    pages = mmap.mmap(-1, prod(sizes) * dtype.itemsize)
+    return torch.frombuffer(pages, dtype=dtype).view(sizes)
 
 
 def build_unwritten(build: Callable[[], nn.Module]) -> nn.Module:

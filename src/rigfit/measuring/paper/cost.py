@@ -11,15 +11,29 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-_VIEWS = frozenset(
-    "view t transpose permute expand slice select detach as_strided unsqueeze squeeze _unsafe_view alias split "
-    "split_with_sizes unbind chunk reshape empty empty_like new_empty new_empty_strided empty_strided unfold view_as "
-    "lift_fresh _reshape_alias numel diagonal is_same_size sym_size device set_ resize_ _record_function_enter_new "
-    "_record_function_exit view_as_real view_as_complex movedim narrow record_stream".split()
-)
+# fmt: off
+_VIEWS = frozenset({
+    "view", "t", "transpose", "permute", "expand", "slice", "select", "detach", "as_strided", "unsqueeze",
+    "squeeze", "_unsafe_view", "alias", "split", "split_with_sizes", "unbind", "chunk", "reshape", "empty",
+    "empty_like", "new_empty", "new_empty_strided", "empty_strided", "unfold", "view_as", "lift_fresh",
+    "_reshape_alias", "numel", "diagonal", "is_same_size", "sym_size", "device", "set_", "resize_",
+    "_record_function_enter_new", "_record_function_exit", "view_as_real", "view_as_complex", "movedim", "narrow",
+    "record_stream",
+})
+# fmt: on
 _NORMS = ("layer_norm", "group_norm", "softmax", "rms_norm", "logsumexp")
-_COPIES = frozenset("_to_copy copy_ clone cat stack contiguous constant_pad_nd roll flip repeat pixel_shuffle".split())
-_REDUCTIONS = frozenset("sum mean var_mean var std amax amin max min argmax linalg_vector_norm norm cumsum".split())
+# fmt: off
+_COPIES = frozenset({
+    "_to_copy", "copy_", "clone", "cat", "stack", "contiguous", "constant_pad_nd", "roll", "flip", "repeat",
+    "pixel_shuffle",
+})
+# fmt: on
+# fmt: off
+_REDUCTIONS = frozenset({
+    "sum", "mean", "var_mean", "var", "std", "amax", "amin", "max", "min", "argmax", "linalg_vector_norm", "norm",
+    "cumsum",
+})
+# fmt: on
 
 Cost = tuple[str, float, float, tuple[int, int, int], str]
 """Family, floating-point operations, bytes moved, bytes of (first input, second input, first output), details."""
@@ -31,9 +45,7 @@ def num_bytes(tensor: Tensor) -> int:
     return prod(shown) * tensor.element_size()
 
 
-def cost_of(
-    func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, device: torch.device
-) -> Cost | None:
+def cost_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, device: torch.device) -> Cost | None:
     """Return what an operator costs, or None for one that only looks at memory in another way."""
     name = func._schema.name.split("::")[1] if hasattr(func, "_schema") else str(func)
     if name in _VIEWS:
@@ -95,11 +107,15 @@ def _convolution(name: str, args: tuple[Any, ...]) -> tuple[str, str]:
     """Return the family of a convolution and its shape facts."""
     backward = name.endswith("backward")
     x, weight = (args[1], args[2]) if backward else (args[0], args[1])
-    stride, dilation, transposed, groups = (args[4], args[6], args[7], args[9]) if backward else (
-        args[3],
-        args[5],
-        args[6],
-        args[8],
+    stride, dilation, transposed, groups = (
+        (args[4], args[6], args[7], args[9])
+        if backward
+        else (
+            args[3],
+            args[5],
+            args[6],
+            args[8],
+        )
     )
     kernel = tuple(int(length) for length in weight.shape[2:])
     size = "1x1" if prod(kernel) == 1 else "kxk"

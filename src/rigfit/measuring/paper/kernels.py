@@ -1,4 +1,4 @@
-"""The attention kernels a CUDA card would take: rules of torch's aten/src/ATen/native/transformers/cuda/sdp_utils.cpp."""
+"""The attention kernels a CUDA card takes: the rules of aten/src/ATen/native/transformers/cuda/sdp_utils.cpp."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def cuda_attention(capability: tuple[int, int], device: torch.device) -> Iterato
     """Inside the `with` block, attention of tensors on `device` takes the kernel that a card of `capability` takes.
 
     Without a card torch itself always takes the plain way, which keeps the whole matrix of scores. The choice stands in
-    the dispatcher, below autocast, so that attention inside `nn.MultiheadAttention` and compiled code finds it too.
+    the dispatcher, below autocast: `nn.MultiheadAttention` and compiled code find it, and so does checkpointing, which
+    runs forward again inside `backward()`, where a `TorchFunctionMode` is off.
     """
     library = Library("aten", "IMPL")
     library.impl("scaled_dot_product_attention", partial(attend, capability), f"Autograd{device.type.upper()}")
@@ -119,7 +120,11 @@ def _efficient(
 ) -> Tensor:
     bias = None
     if mask is not None:
-        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else mask
+        bias = (
+            torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -math.inf)
+            if mask.dtype == torch.bool
+            else mask
+        )
         padding = -int(bias.shape[-1]) % 16
         if padding:  # rows of the mask must begin at multiples of 16: torch copies it into wider rows
             bias = F.pad(bias, (0, padding))[..., : int(mask.shape[-1])]

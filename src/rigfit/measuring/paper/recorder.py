@@ -104,7 +104,9 @@ class Recorder:
         """Note what one operator computed and allocated."""
         if self.phase is Phase.FORWARD and torch._C._current_autograd_node() is not None:
             self.enter(Phase.BACKWARD)
-        tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.device.type == self.device.type]
+        tensors = [
+            leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.device.type == self.device.type
+        ]
         name = str(func.overloadpacket) if hasattr(func, "overloadpacket") else str(func)
         cost = cost_of(func, args, kwargs, out, self.device)
         module = self.module() if cost is not None or tensors else ""
@@ -224,7 +226,8 @@ class Recorder:
         Casts of weights leave autocast's cache in the order of their addresses, another one at every run.
         """
         order: list[int] = []
-        for is_release, run in itertools.groupby(self.order, key=lambda n: n < 0):
+        for is_release, group in itertools.groupby(self.order, key=lambda n: n < 0):
+            run = list(group)
             order += sorted(run, reverse=True) if is_release else run
         return tuple(order)
 

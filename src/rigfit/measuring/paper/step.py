@@ -16,6 +16,7 @@ from rigfit.measuring.paper.kernels import cuda_attention
 from rigfit.measuring.paper.recorder import PaperMode, Recorder
 from rigfit.measuring.paper.rewritten import cuda_on_cpu
 from rigfit.planning.trace import Kind, Phase, Trace
+from rigfit.planning.variant import Recomputed
 from rigfit.task import Batch, Task
 from rigfit.training import precision
 from rigfit.training.distributed import World
@@ -36,7 +37,7 @@ class PaperTarget:
     device_kind: str
     capability: tuple[int, int]
     precision: Precision
-    activation_checkpointing: bool
+    recomputed: Recomputed
     channels_last: bool
 
 
@@ -58,7 +59,7 @@ def read_step(
     device = torch.device("cuda", 0) if is_cuda and not is_rewritten else torch.device("cpu")
     num_items = max(1, task.count_items(batch))
     with Unwritten():  # before the storage is gone: parameters without storage cannot change their memory format
-        prepare_model(task, is_checkpointed=target.activation_checkpointing, is_channels_last=target.channels_last)
+        prepare_model(task, recomputed=target.recomputed, is_channels_last=target.channels_last)
     with on_paper(task.train(), device, target.capability, is_cuda=is_cuda) as recorder:
         source: _Source = _Arriving(batch, recorder, target) if is_cuda and is_rewritten else _Lasting(batch, recorder)
         _take_steps(task, source, config, target, recorder, num_items=num_items, device=device)

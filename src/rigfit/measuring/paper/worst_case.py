@@ -13,7 +13,9 @@ _aten = torch.ops.aten
 
 _INDEXING = frozenset({"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"})
 _UNIQUE = frozenset({"aten::_unique2", "aten::unique_dim", "aten::unique_consecutive"})
-_OTHERS = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "torchvision::nms", "aten::equal"})
+_OTHERS = frozenset(
+    {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "torchvision::nms", "aten::equal"}
+)
 
 
 def depends_on_values(func: Any) -> bool:
