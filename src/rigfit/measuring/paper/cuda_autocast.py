@@ -98,7 +98,7 @@ class _Cache:
 
     def cast(self, value: Any, dtype: torch.dtype) -> Any:
         """Return `value` with its floating-point tensors in `dtype`; float64 is left alone (`is_eligible`)."""
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
             return [self.cast(item, dtype) for item in value]
         if not _is_eligible(value) or value.dtype == dtype:
             return value
@@ -149,19 +149,12 @@ def _casting(
     def run(*args: Any, **kwargs: Any) -> Any:
         with _without_autocast():
             dtype = choose([*args, *kwargs.values()])
-            return operator(
-                *(cache.cast(value, dtype) if _holds_tensors(value) else value for value in args),
-                **{key: cache.cast(value, dtype) if _holds_tensors(value) else value for key, value in kwargs.items()},
-            )
+            # Compiled code casts the last argument first.
+            named = {key: cache.cast(value, dtype) for key, value in reversed(kwargs.items())}
+            placed = [cache.cast(value, dtype) for value in reversed(args)]
+            return operator(*reversed(placed), **named)
 
     return run
-
-
-def _holds_tensors(value: Any) -> bool:
-    """Return whether `value` is a tensor or a list with some; a list of sizes stays as it is."""
-    if isinstance(value, list | tuple):
-        return any(isinstance(item, Tensor) for item in value)
-    return isinstance(value, Tensor)
 
 
 def _widest(values: list[Any]) -> torch.dtype:

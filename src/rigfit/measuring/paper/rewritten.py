@@ -68,7 +68,11 @@ def _batch_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> Tensor:
-    """`_select_batch_norm_backend` of ATen/native/Normalization.cpp: cuDNN where it can, else torch's own kernel."""
+    """`_select_batch_norm_backend` of ATen/native/Normalization.cpp: cuDNN where it can, else torch's own kernel.
+
+    bfloat16 takes torch's own, which keeps float32 statistics on CUDA and bfloat16 ones on the CPU; what cuDNN's keeps
+    is of the same sizes, so it stands for both.
+    """
     takes_cudnn = (
         cudnn_enabled
         and training
@@ -77,8 +81,7 @@ def _batch_norm(
         and x.dim() >= 3
         and x.shape[0] <= _MOST_CUDNN_SAMPLES
         and eps >= _SMALLEST_CUDNN_EPSILON
-        and torch.bfloat16 not in (x.dtype, weight.dtype)
-        and (x.dtype != torch.float16 or weight.dtype == torch.float32)
+        and (x.dtype not in (torch.float16, torch.bfloat16) or weight.dtype == torch.float32)
     )
     kernel = torch.ops.aten.cudnn_batch_norm if takes_cudnn else torch.ops.aten.native_batch_norm
     out: Tensor = kernel(x, weight, bias, mean, variance, training, momentum, eps)[0]

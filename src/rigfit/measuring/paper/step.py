@@ -29,6 +29,8 @@ from rigfit.workload import Precision, WorkloadConfig
 NUM_STEPS = 2
 PASSES_PER_STEP = 2
 
+_REWRITTEN = "read without a CUDA device on paper: its casts and kernels were rewritten by hand for tensors on the CPU"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperTarget:
@@ -61,13 +63,13 @@ def read_step(
     with Unwritten():  # before the storage is gone: parameters without storage cannot change their memory format
         prepare_model(task, recomputed=target.recomputed, is_channels_last=target.channels_last)
     with on_paper(task.train(), device, target.capability, is_cuda=is_cuda) as recorder:
-        source: _Source = _Arriving(batch, recorder, target) if is_cuda and is_rewritten else _Lasting(batch, recorder)
+        source: _Source = _Arriving(batch, recorder) if is_cuda and is_rewritten else _Lasting(batch, recorder)
         _take_steps(task, source, config, target, recorder, num_items=num_items, device=device)
     return recorder.trace(
         capability=target.capability,
         micro_batch_size=_micro_batch_size(batch),
         blocks=_names_of(task, task.blocks()),
-        method=_method(target, is_rewritten=is_cuda and is_rewritten),
+        method=f"read on paper for {target.device_kind}, {target.precision}",
         seconds=time.perf_counter() - started,
     )
 
@@ -164,8 +166,9 @@ class _Lasting:
 class _Arriving:
     """A new batch every time: the copy to the card, which training leaves out where a batch is on the CPU already."""
 
-    def __init__(self, batch: Batch, recorder: Recorder, target: PaperTarget) -> None:
-        self.batch, self.recorder, self.target = batch, recorder, target
+    def __init__(self, batch: Batch, recorder: Recorder) -> None:
+        self.batch, self.recorder = batch, recorder
+        recorder.notes.append(_REWRITTEN)
 
     def take(self) -> Batch:
         arrived = {key: _empty(value) for key, value in self.batch.items()}
@@ -220,8 +223,3 @@ def _micro_batch_size(batch: Batch) -> int:
 def _names_of(task: Task, modules: Sequence[nn.Module]) -> tuple[str, ...]:
     wanted = {id(module) for module in modules}
     return tuple(name for name, module in task.named_modules() if id(module) in wanted)
-
-
-def _method(target: PaperTarget, *, is_rewritten: bool) -> str:
-    way = ", on the CPU with CUDA's casts and kernels rewritten" if is_rewritten else ""
-    return f"read on paper for {target.device_kind}, {target.precision}{way}"
