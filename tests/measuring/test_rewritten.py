@@ -52,7 +52,9 @@ def assert_alike(first: Trace, second: Trace) -> None:
 
 def test_both_ways_read_the_autoencoder_alike():
     targets = [
-        target(precision, recomputed=recomputed) for precision in ("fp32", "bf16", "fp16") for recomputed in ("none", "all")
+        target(precision, recomputed=recomputed)
+        for precision in ("fp32", "bf16", "fp16")
+        for recomputed in ("none", "all")
     ]
     for first, second in read_both("autoencoder", AUTOENCODER, targets):
         assert_alike(first, second)

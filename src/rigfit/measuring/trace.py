@@ -247,6 +247,11 @@ def _refusal(answer: Mapping[str, Any]) -> RigfitError:
             f"The step cannot be read on paper: the result of {answer['operator']} depends on values{answer['text']}.",
             "Write that line so that shapes follow from shapes, or train on CPU ranks with a pinned micro_batch_size.",
         )
+    if answer["kind"] == "shapeless":
+        return UsageError(
+            f"The step cannot be read on paper: nobody said what shape {answer['operator']} returns{answer['text']}.",
+            "Say it in your file with `register_fake` of torch.library, or train with a pinned micro_batch_size=8.",
+        )
     if answer["kind"] == "failure":
         return TrainingError(
             f"The step failed on paper: {answer['text']}.",

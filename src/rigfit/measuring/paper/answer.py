@@ -7,6 +7,7 @@ that it is there. The process stays, so that torch is imported once however many
 from __future__ import annotations
 
 import json
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -69,11 +70,16 @@ def _answer(
         Path(question["file"]).write_text(trace_to_json(trace), encoding="utf-8")
     except RigfitError as error:
         return {"kind": type(error).__name__, "cause": error.cause, "remedy": error.remedy}
-    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+    except UnsupportedOperatorException as error:
+        return {"kind": "shapeless", "operator": str(error.func), "text": _place(error)}
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
         return {"kind": "operator", "operator": str(error.func), "text": _place(error)}
     except MemoryError:
         return {"kind": "failure", "text": "this machine has not enough memory to build the model"}
     except Exception as error:  # a person's task may fail in any way; the asking process tells how
+        shapeless = re.search(r"no fake impl registered for <CustomOpDef\((.+?)\)>", str(error))
+        if shapeless:
+            return {"kind": "shapeless", "operator": shapeless[1], "text": _place(error)}
         traceback.print_exc()
         return {"kind": "failure", "text": f"{type(error).__name__}: {_first_line(error)}{_place(error)}"}
     return {"kind": "trace"}

@@ -92,7 +92,9 @@ def on_paper(
     with ExitStack() as stack:
         stack.enter_context(mode)
         if is_cuda:
-            stack.enter_context(cuda_attention(capability, device) if device.type == "cuda" else cuda_on_cpu(capability))
+            stack.enter_context(
+                cuda_attention(capability, device) if device.type == "cuda" else cuda_on_cpu(capability)
+            )
         yield recorder
 
 
