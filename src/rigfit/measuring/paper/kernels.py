@@ -10,7 +10,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import Library
+
+from rigfit.measuring.paper.dispatcher import kernels_in_place
 
 _LARGEST_FLASH_HEAD = 256
 
@@ -23,12 +24,9 @@ def cuda_attention(capability: tuple[int, int], device: torch.device) -> Iterato
     the dispatcher, below autocast: `nn.MultiheadAttention` and compiled code find it, and so does checkpointing, which
     runs forward again inside `backward()`, where a `TorchFunctionMode` is off.
     """
-    library = Library("aten", "IMPL")
-    library.impl("scaled_dot_product_attention", partial(attend, capability), f"Autograd{device.type.upper()}")
-    try:
+    kernel = partial(attend, capability)
+    with kernels_in_place(f"Autograd{device.type.upper()}", [("scaled_dot_product_attention", kernel)]):
         yield
-    finally:
-        library._destroy()
 
 
 def attend(

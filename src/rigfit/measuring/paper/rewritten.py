@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import Library
 from torch.utils import _foreach_utils
 
 from rigfit.measuring.paper.cuda_autocast import cuda_autocast_on_cpu
+from rigfit.measuring.paper.dispatcher import kernels_in_place
 from rigfit.measuring.paper.kernels import cuda_attention
 
 _KEY = "AutogradCPU"
@@ -28,14 +28,13 @@ _MOST_CUDNN_SAMPLES = 880801  # `_select_batch_norm_backend` of ATen/native/Norm
 @contextmanager
 def cuda_on_cpu(capability: tuple[int, int]) -> Iterator[None]:
     """Inside the `with` block, tensors on the CPU go through what a CUDA card of `capability` would run."""
-    library = Library("aten", "IMPL")
-    for name, kernel in _REWRITTEN.items():
-        library.impl(name, kernel, _KEY)
-    try:
-        with _as_available(), cuda_autocast_on_cpu(), cuda_attention(capability, torch.device("cpu")):
-            yield
-    finally:
-        library._destroy()
+    with (
+        kernels_in_place(_KEY, _REWRITTEN.items()),
+        _as_available(),
+        cuda_autocast_on_cpu(),
+        cuda_attention(capability, torch.device("cpu")),
+    ):
+        yield
 
 
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
