@@ -2,6 +2,7 @@
 #
 #   make demo    train a small autoencoder on procedural tiles and show what it rebuilds
 #   make test    the whole test suite
+#   make test-cpu-torch   the tests of reading on paper, with a torch built without CUDA
 #   make check   formatting, lint, types, import directions
 #   make clean   remove .venv and caches; run folders under runs/ stay
 
@@ -13,7 +14,7 @@ SOURCES := src tests examples benchmarks
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check clean
+.PHONY: help install demo test test-cpu-torch check clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -33,6 +34,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+test-cpu-torch:
+	@PYTHON="$(PYTHON)" scripts/test_cpu_torch.sh
+
 check: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
@@ -40,5 +44,5 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) .venv-cpu build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
 	find src tests examples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from rigfit import errors
 from rigfit.errors import RigfitError, TrainingError, UsageError
@@ -26,7 +26,11 @@ from rigfit.workload import Precision, Recipe, WorkloadConfig
 
 TIME_LIMIT_SECONDS = 300.0
 
-_PRETEND, _REWRITE = "pretend cuda", "rewrite"
+Method = Literal["pretend cuda", "rewrite"]
+"""How a step for CUDA is read: on a CUDA device on paper (`paper/device.py`), or rewritten (`paper/rewritten.py`)."""
+
+_PRETEND: Method = "pretend cuda"
+_REWRITE: Method = "rewrite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +59,17 @@ class Tracer:
         config: The stage's config.
         folder: The prepared data, or None where the task defines `example_batch`.
         time_limit: Seconds for one trace.
+        method: How steps for CUDA are read at first; where a torch refuses the first way, the second one is taken.
     """
 
     def __init__(
-        self, recipe: Recipe, config: WorkloadConfig, folder: Path | None, *, time_limit: float = TIME_LIMIT_SECONDS
+        self,
+        recipe: Recipe,
+        config: WorkloadConfig,
+        folder: Path | None,
+        *,
+        time_limit: float = TIME_LIMIT_SECONDS,
+        method: Method = _PRETEND,
     ) -> None:
         self._subject = {
             "recipe": recipe.name,
@@ -66,7 +77,7 @@ class Tracer:
             "folder": None if folder is None else str(folder),
         }
         self._time_limit = time_limit
-        self._method = _PRETEND
+        self._method = method
         self._why_rewritten = ""
         self._child: _Child | None = None
         self._traces: dict[tuple[Target, int], Trace] = {}
@@ -119,10 +130,7 @@ class Tracer:
             raise _refusal(answer)
         found = trace_from_json(text)
         if self._why_rewritten and target.device_kind == "cuda":
-            note = (
-                "Read without a CUDA device on paper, its casts and kernels rewritten by hand, less exactly: "
-                f"{self._why_rewritten}."
-            )
+            note = f"The first way to read a step for CUDA did not work with this torch: {self._why_rewritten}."
             found = replace(found, notes=(*found.notes, note))
         return found
 
@@ -238,6 +246,11 @@ def _refusal(answer: Mapping[str, Any]) -> RigfitError:
         return UsageError(
             f"The step cannot be read on paper: the result of {answer['operator']} depends on values{answer['text']}.",
             "Write that line so that shapes follow from shapes, or train on CPU ranks with a pinned micro_batch_size.",
+        )
+    if answer["kind"] == "shapeless":
+        return UsageError(
+            f"The step cannot be read on paper: nobody said what shape {answer['operator']} returns{answer['text']}.",
+            "Say it in your file with `register_fake` of torch.library, or train with a pinned micro_batch_size=8.",
         )
     if answer["kind"] == "failure":
         return TrainingError(

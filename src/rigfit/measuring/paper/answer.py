@@ -7,6 +7,7 @@ that it is there. The process stays, so that torch is imported once however many
 from __future__ import annotations
 
 import json
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -47,12 +48,14 @@ def main(subject_file: str) -> int:
     print(json.dumps({"kind": "ready"}), file=speak, flush=True)
     for line in sys.stdin:
         question = json.loads(line)
-        answer = _answer(question, recipe, config, folder)
+        answer = _answer(question, recipe, config, folder, is_rewritten=subject["method"] == "rewrite")
         print(json.dumps(answer), file=speak, flush=True)
     return 0
 
 
-def _answer(question: dict[str, Any], recipe: Recipe, config: WorkloadConfig, folder: Path | None) -> dict[str, Any]:
+def _answer(
+    question: dict[str, Any], recipe: Recipe, config: WorkloadConfig, folder: Path | None, *, is_rewritten: bool
+) -> dict[str, Any]:
     target = PaperTarget(
         device_kind=question["device_kind"],
         capability=(question["capability"][0], question["capability"][1]),
@@ -63,15 +66,20 @@ def _answer(question: dict[str, Any], recipe: Recipe, config: WorkloadConfig, fo
     try:
         batch = one_batch(recipe, config, folder, question["micro_batch_size"])
         task = build_unwritten(lambda: build_task(recipe, config))
-        trace = read_step(task, batch, config, target)
+        trace = read_step(task, batch, config, target, is_rewritten=is_rewritten)
         Path(question["file"]).write_text(trace_to_json(trace), encoding="utf-8")
     except RigfitError as error:
         return {"kind": type(error).__name__, "cause": error.cause, "remedy": error.remedy}
-    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+    except UnsupportedOperatorException as error:
+        return {"kind": "shapeless", "operator": str(error.func), "text": _place(error)}
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
         return {"kind": "operator", "operator": str(error.func), "text": _place(error)}
     except MemoryError:
         return {"kind": "failure", "text": "this machine has not enough memory to build the model"}
     except Exception as error:  # a person's task may fail in any way; the asking process tells how
+        shapeless = re.search(r"no fake impl registered for <CustomOpDef\((.+?)\)>", str(error))
+        if shapeless:
+            return {"kind": "shapeless", "operator": shapeless[1], "text": _place(error)}
         traceback.print_exc()
         return {"kind": "failure", "text": f"{type(error).__name__}: {_first_line(error)}{_place(error)}"}
     return {"kind": "trace"}

@@ -3,49 +3,30 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rigfit.measuring.paper.dispatcher import kernels_in_place
+
 _LARGEST_FLASH_HEAD = 256
 
 
 @contextmanager
-def cuda_attention(capability: tuple[int, int]) -> Iterator[None]:
-    """Replace `scaled_dot_product_attention` by the kernel that a card of `capability` takes.
+def cuda_attention(capability: tuple[int, int], device: torch.device) -> Iterator[None]:
+    """Inside the `with` block, attention of tensors on `device` takes the kernel that a card of `capability` takes.
 
-    Without a card torch itself always takes the plain way, which keeps the whole matrix of scores. The function is
-    replaced where modules look for it, because a `TorchFunctionMode` is off inside `backward()`, where checkpointing
-    runs forward again.
+    Without a card torch itself always takes the plain way, which keeps the whole matrix of scores. The choice stands in
+    the dispatcher, below autocast: `nn.MultiheadAttention` and compiled code find it, and so does checkpointing, which
+    runs forward again inside `backward()`, where a `TorchFunctionMode` is off.
     """
-
-    def attention(*args: Any, **kwargs: Any) -> Tensor:
-        return attend(capability, *args, **kwargs)
-
-    original = F.scaled_dot_product_attention
-    places = [
-        (module, name)
-        for module in list(sys.modules.values())
-        if isinstance(module, ModuleType)
-        for name in _names_of(module, original)
-    ]
-    for module, name in places:
-        setattr(module, name, attention)
-    try:
+    kernel = partial(attend, capability)
+    with kernels_in_place(f"Autograd{device.type.upper()}", [("scaled_dot_product_attention", kernel)]):
         yield
-    finally:
-        for module, name in places:
-            setattr(module, name, original)
-
-
-def _names_of(module: ModuleType, wanted: object) -> list[str]:
-    return [name for name, value in list(vars(module).items()) if value is wanted]
 
 
 def attend(
@@ -60,9 +41,6 @@ def attend(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Return what attention returns, through the operator that the card would run."""
-    if torch.is_autocast_enabled("cuda"):
-        query, key, value = (_cast(tensor) for tensor in (query, key, value))
-        attn_mask = attn_mask if attn_mask is None or attn_mask.dtype == torch.bool else _cast(attn_mask)
     kernel = choose_kernel(capability, query, key, value, attn_mask, is_causal=is_causal, enable_gqa=enable_gqa)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if kernel == "flash":
@@ -124,10 +102,6 @@ def _alignment(capability: tuple[int, int], dtype: torch.dtype) -> int:
     return 4 if capability >= (8, 0) else 1
 
 
-def _cast(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.get_autocast_dtype("cuda")) if tensor.is_floating_point() else tensor
-
-
 def _flash(query: Tensor, key: Tensor, value: Tensor, dropout: float, is_causal: bool, scale: float) -> Tensor:
     size = int(query.shape[-1])
     padding = -size % 8
@@ -153,7 +127,7 @@ def _efficient(
         if padding:  # rows of the mask must begin at multiples of 16: torch copies it into wider rows
             bias = F.pad(bias, (0, padding))[..., : int(mask.shape[-1])]
         bias = bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-    needs_backward = query.requires_grad or key.requires_grad or value.requires_grad
+    needs_backward = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
         query, key, value, bias, needs_backward, dropout, is_causal, scale=scale
     )[0]

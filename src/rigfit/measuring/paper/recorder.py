@@ -21,10 +21,16 @@ _NO_NUMBER = (1 << 63) - 1  # nodes that only store gradients are numbered beyon
 
 
 class Recorder:
-    """What happened so far: storages, the order of allocations and releases, operators, and the parts of the step."""
+    """What happened so far: storages, the order of allocations and releases, operators, and the parts of the step.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: Where the tensors are said to be.
+        kind: What they stand for: `cuda` or `cpu`.
+    """
+
+    def __init__(self, device: torch.device, *, kind: str) -> None:
         self.device = device
+        self.kind = kind
         self.sizes: list[int] = []
         self.kinds: list[Kind] = []
         self.phases: list[Phase] = []
@@ -109,7 +115,7 @@ class Recorder:
             self.note(tensor, name, module, kind)
         if cost is not None:
             self._call(name, module, cost)
-        hidden = hidden_bytes(func, args, kwargs) if self.device.type == "cuda" else 0
+        hidden = hidden_bytes(func, args, kwargs) if self.kind == "cuda" else 0
         if hidden:
             number = self._add(hidden, Kind.WORKSPACE, module, name)
             self.order.append(~number)
@@ -185,7 +191,7 @@ class Recorder:
     ) -> Trace:
         """Return what was written down, as the trace of one micro-batch size."""
         return Trace(
-            device_kind=self.device.type,
+            device_kind=self.kind,
             capability=capability,
             micro_batch_sizes=(micro_batch_size,),
             storages=self.storages(),

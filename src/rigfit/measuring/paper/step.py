@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rigfit.measuring.paper.build import Unwritten, without_storage
 from rigfit.measuring.paper.kernels import cuda_attention
 from rigfit.measuring.paper.recorder import PaperMode, Recorder
+from rigfit.measuring.paper.rewritten import cuda_on_cpu
 from rigfit.planning.trace import Kind, Phase, Trace
 from rigfit.planning.variant import Recomputed
 from rigfit.task import Batch, Task
@@ -28,6 +29,8 @@ from rigfit.workload import Precision, WorkloadConfig
 NUM_STEPS = 2
 PASSES_PER_STEP = 2
 
+_REWRITTEN = "read without a CUDA device on paper: its casts and kernels were rewritten by hand for tensors on the CPU"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperTarget:
@@ -40,7 +43,9 @@ class PaperTarget:
     channels_last: bool
 
 
-def read_step(task: Task, batch: Batch, config: WorkloadConfig, target: PaperTarget) -> Trace:
+def read_step(
+    task: Task, batch: Batch, config: WorkloadConfig, target: PaperTarget, *, is_rewritten: bool = False
+) -> Trace:
     """Return what two steps on micro-batches like `batch` allocate and compute.
 
     Args:
@@ -48,16 +53,18 @@ def read_step(task: Task, batch: Batch, config: WorkloadConfig, target: PaperTar
         batch: One micro-batch on the CPU, as the loader would give it.
         config: The stage's config.
         target: For which device, in which precision.
+        is_rewritten: Read a step for CUDA on tensors of the CPU, rewritten (`rewritten.py`); otherwise `pretend_cuda`
+            must have been called before.
     """
     started = time.perf_counter()
-    device = torch.device("cuda", 0) if target.device_kind == "cuda" else torch.device("cpu")
+    is_cuda = target.device_kind == "cuda"
+    device = torch.device("cuda", 0) if is_cuda and not is_rewritten else torch.device("cpu")
     num_items = max(1, task.count_items(batch))
     with Unwritten():  # before the storage is gone: parameters without storage cannot change their memory format
         prepare_model(task, recomputed=target.recomputed, is_channels_last=target.channels_last)
-    with on_paper(task.train(), device, target.capability) as recorder:
-        paper_batch = {key: _empty(value) for key, value in batch.items()}
-        recorder.hold((("", value) for value in paper_batch.values() if isinstance(value, Tensor)), Kind.INPUT)
-        _take_steps(task, paper_batch, config, target, recorder, num_items=num_items, device=device)
+    with on_paper(task.train(), device, target.capability, is_cuda=is_cuda) as recorder:
+        source: _Source = _Arriving(batch, recorder) if is_cuda and is_rewritten else _Lasting(batch, recorder)
+        _take_steps(task, source, config, target, recorder, num_items=num_items, device=device)
     return recorder.trace(
         capability=target.capability,
         micro_batch_size=_micro_batch_size(batch),
@@ -68,9 +75,15 @@ def read_step(task: Task, batch: Batch, config: WorkloadConfig, target: PaperTar
 
 
 @contextmanager
-def on_paper(model: nn.Module, device: torch.device, capability: tuple[int, int]) -> Iterator[Recorder]:
-    """Take the storage of `model` away, move it to `device`, and record all that happens inside the `with` block."""
-    recorder = Recorder(device)
+def on_paper(
+    model: nn.Module, device: torch.device, capability: tuple[int, int], *, is_cuda: bool | None = None
+) -> Iterator[Recorder]:
+    """Take the storage of `model` away, move it to `device`, and record all that happens inside the `with` block.
+
+    `is_cuda` says that tensors stand for those of a CUDA card; when absent, their device says it.
+    """
+    is_cuda = device.type == "cuda" if is_cuda is None else is_cuda
+    recorder = Recorder(device, kind="cuda" if is_cuda else device.type)
     mode = PaperMode(recorder)
     held = without_storage(model, mode, device)
     recorder.hold([pair for pair in held.items() if isinstance(pair[1], nn.Parameter)], Kind.WEIGHT)
@@ -78,14 +91,16 @@ def on_paper(model: nn.Module, device: torch.device, capability: tuple[int, int]
     recorder.watch(model)
     with ExitStack() as stack:
         stack.enter_context(mode)
-        if device.type == "cuda":
-            stack.enter_context(cuda_attention(capability))
+        if is_cuda:
+            stack.enter_context(
+                cuda_attention(capability, device) if device.type == "cuda" else cuda_on_cpu(capability)
+            )
         yield recorder
 
 
 def _take_steps(
     task: Task,
-    batch: Batch,
+    source: _Source,
     config: WorkloadConfig,
     target: PaperTarget,
     recorder: Recorder,
@@ -109,7 +124,7 @@ def _take_steps(
     )
     for step in range(NUM_STEPS):
         recorder.step = step
-        passes = _Passes(batch, recorder)
+        passes = _Passes(source, recorder)
         # Both passes share one divisor; its value decides nothing about memory.
         accumulate_gradients(task, passes, num_items=num_items, world=world, scaler=scaler, settings=settings)
         recorder.hold(gradients_of(task), Kind.GRADIENT)
@@ -133,13 +148,45 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tup
                 yield name, value
 
 
+class _Source(Protocol):
+    """Where the batch of a pass comes from."""
+
+    def take(self) -> Batch: ...
+
+
+class _Lasting:
+    """The same batch every time: on its device already, or copied there by the code that training runs."""
+
+    def __init__(self, batch: Batch, recorder: Recorder) -> None:
+        self.batch = {key: _empty(value) for key, value in batch.items()}
+        recorder.hold(_tensors_of(self.batch), Kind.INPUT)
+
+    def take(self) -> Batch:
+        return self.batch
+
+
+class _Arriving:
+    """A new batch every time: the copy to the card, which training leaves out where a batch is on the CPU already."""
+
+    def __init__(self, batch: Batch, recorder: Recorder) -> None:
+        self.batch, self.recorder = batch, recorder
+        recorder.notes.append(_REWRITTEN)
+
+    def take(self) -> Batch:
+        arrived = {key: _empty(value) for key, value in self.batch.items()}
+        self.recorder.hold(_tensors_of(arrived), Kind.INPUT)
+        return arrived
+
+
+def _tensors_of(batch: Batch) -> list[tuple[str, Tensor]]:
+    return [("", value) for value in batch.values() if isinstance(value, Tensor)]
+
+
 class _Passes(Sequence[MicroBatch]):
     """The micro-batches of one step; taking the next one tells the recorder that a pass begins."""
 
-    def __init__(self, batch: Batch, recorder: Recorder) -> None:
-        self.micro = MicroBatch(
-            batch=batch, num_samples=_micro_batch_size(batch), fingerprint=0, first_position=0, is_filler=False
-        )
+    def __init__(self, source: _Source, recorder: Recorder) -> None:
+        self.source = source
         self.recorder = recorder
 
     def __len__(self) -> int:
@@ -150,13 +197,19 @@ class _Passes(Sequence[MicroBatch]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[MicroBatch]: ...
     def __getitem__(self, index: int | slice) -> MicroBatch | Sequence[MicroBatch]:
-        return [self.micro] * PASSES_PER_STEP if isinstance(index, slice) else self.micro
+        return [self._take()] * PASSES_PER_STEP if isinstance(index, slice) else self._take()
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for number in range(PASSES_PER_STEP):
             self.recorder.micro_step = number
             self.recorder.enter(Phase.FORWARD)
-            yield self.micro
+            yield self._take()
+
+    def _take(self) -> MicroBatch:
+        batch = self.source.take()
+        return MicroBatch(
+            batch=batch, num_samples=_micro_batch_size(batch), fingerprint=0, first_position=0, is_filler=False
+        )
 
 
 def _empty(value: Any) -> Any:

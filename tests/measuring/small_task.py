@@ -1,0 +1,170 @@
+"""Small networks of one kind each, whose memory on paper can be counted by hand, as a person's own task file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rigfit.task import Batch, Task
+from rigfit.workload import Splits, WorkloadConfig
+
+NUM_INPUTS, NUM_OUTPUTS = 16, 8
+
+
+class Config(WorkloadConfig):
+    lr: float | None = 1e-3
+    body: str = "linear"
+    dropout: float = 0.0
+    num_tokens: int = 32
+
+
+class Conv(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(config.dropout)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).mean((2, 3))
+
+
+class Attention(nn.Module):
+    """One head group of attention, with a mask that is added to the scores or without one."""
+
+    def __init__(self, config: Config, *, is_masked: bool) -> None:
+        super().__init__()
+        self.num_tokens, self.is_masked = config.num_tokens, is_masked
+        self.project = nn.Linear(NUM_INPUTS, 3 * NUM_INPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.project(x.view(-1, self.num_tokens, NUM_INPUTS))
+        query, key, value = tokens.view(len(tokens), -1, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        mask = torch.zeros(self.num_tokens, self.num_tokens, device=x.device) if self.is_masked else None
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).mean((1, 2))
+
+
+class Many(nn.Module):
+    """Layers whose casts, kernels or saved tensors differ between the CPU and CUDA."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.attention = nn.TransformerEncoderLayer(NUM_INPUTS, 2, 32, dropout=config.dropout, batch_first=True)
+        self.norm = nn.GroupNorm(2, config.num_tokens)
+        self.scale = nn.Parameter(torch.ones(NUM_INPUTS, NUM_INPUTS))
+        self.head = nn.Linear(NUM_INPUTS, NUM_OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(self.attention(x.view(len(x), -1, NUM_INPUTS)))
+        tokens = torch.einsum("btc,cd->btd", tokens, self.scale) + tokens.softmax(-1)
+        tokens = tokens * tokens.norm(dim=2, keepdim=True) + tokens.cumsum(1).exp()
+        with torch.autocast("cuda", enabled=False):
+            tokens = F.interpolate(tokens.float().transpose(1, 2), scale_factor=2.0, mode="linear").transpose(1, 2)
+        return F.log_softmax(self.head(tokens), dim=2).mean(1)
+
+
+class Values(nn.Module):
+    """Operators whose results depend on values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        large = x[x > 0]
+        rows = torch.nonzero(x > 1)
+        return large.sum() + rows.shape[0] + x.sum().item()
+
+
+class Forever(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        while True:
+            time.sleep(60)
+
+
+@torch.library.custom_op("rigfit_test::untold", mutates_args=())
+def untold(x: Tensor) -> Tensor:
+    """An operator that never says what shape it returns."""
+    return x.clone()
+
+
+class Untold(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return untold(x)  # here
+
+
+@torch.library.custom_op("rigfit_test::told", mutates_args=())
+def told(x: Tensor) -> Tensor:
+    """The same, said."""
+    return x.clone()
+
+
+told.register_fake(torch.empty_like)
+
+
+class Told(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return told(x)
+
+
+class Blocks(nn.Module):
+    """Two blocks, each wide inside and narrow at its end."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(
+            nn.Sequential(nn.Linear(NUM_INPUTS, 512), nn.Tanh(), nn.Linear(512, NUM_INPUTS)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def build_body(config: Config) -> nn.Module:
+    bodies = {
+        "linear": lambda: nn.Linear(NUM_INPUTS, NUM_OUTPUTS, bias=False),
+        "dropout": lambda: nn.Sequential(nn.Linear(NUM_INPUTS, NUM_OUTPUTS, bias=False), nn.Dropout(config.dropout)),
+        "conv": lambda: Conv(config),
+        "attention": lambda: Attention(config, is_masked=False),
+        "masked attention": lambda: Attention(config, is_masked=True),
+        "many": lambda: Many(config),
+        "values": Values,
+        "forever": Forever,
+        "untold": Untold,
+        "told": Told,
+        "blocks": lambda: Blocks(config),
+    }
+    return bodies[config.body]()
+
+
+class Small(Task):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.body = build_body(config)
+        self.unused = nn.Parameter(torch.zeros(1)) if config.body in ("values", "forever", "untold", "told") else None
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.body.parts) if isinstance(self.body, Blocks) else []
+
+    def count_items(self, batch: Batch) -> int:
+        return len(batch["x"])
+
+    def forward(self, batch: Batch) -> Tensor:
+        out: Tensor = self.body(batch["x"])
+        return out.sum() if self.unused is None else out.sum() * self.unused.sum()
+
+
+def build(config: Config) -> Task:
+    return Small(config)
+
+
+def open_data(config: Config, folder: Path) -> Splits:
+    raise NotImplementedError
+
+
+def example_batch(config: Config, micro_batch_size: int) -> Batch:
+    tokens = config.num_tokens if config.body in ("attention", "masked attention", "many") else 1
+    shape = (3, 16, 16) if config.body == "conv" else (NUM_INPUTS * tokens,)
+    return {"x": torch.zeros(micro_batch_size, *shape)}

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rigfit
+from rigfit.errors import TrainingError, UsageError
+from rigfit.measuring.trace import Target, Tracer
+from rigfit.planning.trace import Kind, Phase, Trace
+from rigfit.recipes import load_recipe
+
+SMALL = str(Path(__file__).with_name("small_task.py"))
+INPUTS, OUTPUTS, BATCH = 16, 8, 4
+WEIGHT = 4 * INPUTS * OUTPUTS  # bytes of the Linear's matrix in float32
+
+
+def target(
+    precision: str = "fp32",
+    *,
+    kind: str = "cuda",
+    capability: tuple[int, int] = (8, 6),
+    recomputed: str = "none",
+    channels_last: bool = False,
+) -> Target:
+    return Target(
+        device_kind=kind,
+        capability=capability,
+        precision=precision,
+        recomputed=recomputed,
+        channels_last=channels_last,
+    )
+
+
+def read(wanted: Target, size: int = BATCH, **config: object) -> Trace:
+    recipe = load_recipe(SMALL)
+    with Tracer(recipe, recipe.config(**config), None) as tracer:
+        return tracer.read(wanted, size)
+
+
+def sizes(trace: Trace, kind: Kind, *, operator: str = "") -> list[int]:
+    """Return the bytes of every storage of one kind, in order."""
+    return [int(s.num_bytes.fixed) for s in trace.storages if s.kind is kind and operator in s.operator]
+
+
+def lives(trace: Trace, number: int) -> tuple[int, int]:
+    """Return where a storage is allocated and released."""
+    return trace.order.index(number), trace.order.index(~number)
+
+
+def first_mark(trace: Trace, phase: Phase) -> int:
+    return next(mark.position for mark in trace.marks if mark.phase is phase)
+
+
+def test_a_float32_layer_keeps_its_input_and_nothing_else():
+    trace = read(target())
+    assert sizes(trace, Kind.WEIGHT) == [WEIGHT]
+    assert sizes(trace, Kind.INPUT) == [4 * BATCH * INPUTS] * 4  # one copy to the card in each of four passes
+    assert sizes(trace, Kind.GRADIENT) == [WEIGHT] * 2  # one in each step, kept through its second pass
+    # AdamW: two moments and a float32 step count on the card; they stay.
+    assert sorted(sizes(trace, Kind.OPTIMIZER)) == [4, WEIGHT, WEIGHT]
+
+
+def test_autocast_keeps_one_cast_of_a_weight_from_its_use_to_its_backward():
+    trace = read(target("bf16"))
+    number = next(
+        n for n, s in enumerate(trace.storages) if (s.module, s.num_bytes.fixed) == ("body", 2 * INPUTS * OUTPUTS)
+    )
+    begin, end = lives(trace, number)
+    assert begin < first_mark(trace, Phase.BACKWARD)
+    # Only x is needed for the gradient of the weight, and x itself needs none: the cast goes when autocast is left.
+    assert end < first_mark(trace, Phase.BACKWARD)
+    assert 2 * BATCH * INPUTS in sizes(trace, Kind.ACTIVATION)  # the saved input, in bfloat16
+
+
+def test_a_cast_weight_that_backward_needs_stays_until_then():
+    trace = read(target("bf16"), body="blocks")
+    cast = 2 * INPUTS * 512
+    kept = [
+        s
+        for s in trace.storages
+        if s.kind is Kind.ACTIVATION and s.num_bytes.fixed == cast and "_to_copy" in s.operator
+    ]
+    # Four passes; of the four matrices, all but the first are needed for the gradient of their input.
+    assert len(kept) == 4 * 3
+
+
+def test_gradients_are_kept_through_the_second_pass_and_added_to():
+    trace = read(target())
+    gradients = [n for n, s in enumerate(trace.storages) if s.kind is Kind.GRADIENT]
+    updates = [m.position for m in trace.marks if m.phase is Phase.UPDATE]
+    begin, end = lives(trace, gradients[0])
+    assert begin < updates[0] <= end
+
+
+def test_a_weight_average_is_one_more_copy_of_the_weights():
+    assert sizes(read(target(), ema_decay=0.9), Kind.AVERAGE) == [WEIGHT]
+
+
+def test_dropout_keeps_one_byte_per_element_on_cuda():
+    assert read_dropout("cuda") == [BATCH * OUTPUTS] * 4
+    # On the CPU the mask has the type of what it drops.
+    assert 4 * BATCH * OUTPUTS in read_dropout("cpu")
+
+
+def read_dropout(kind: str) -> list[int]:
+    trace = read(target(kind=kind), body="dropout", dropout=0.5)
+    return [int(s.num_bytes.fixed) for s in trace.storages if s.kind is Kind.ACTIVATION and s.module == "body.1"]
+
+
+def test_a_convolution_in_channels_last_keeps_its_input_in_that_order():
+    trace = read(target(channels_last=True), body="conv")
+    assert any("nhwc" in call.details for call in trace.calls if "convolution" in call.operator)
+    assert not any("nhwc" in call.details for call in read(target(), body="conv").calls)
+    assert 4 * 8 * 3 * 9 in sizes(trace, Kind.WEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("body", "precision", "capability", "kernel"),
+    [
+        ("attention", "bf16", (8, 6), "flash"),
+        ("attention", "fp16", (7, 5), "efficient"),
+        ("attention", "fp32", (8, 6), "efficient"),
+        ("attention", "bf16", (7, 5), "math"),
+        ("masked attention", "bf16", (8, 6), "efficient"),
+    ],
+)
+def test_attention_takes_the_kernel_of_the_card(body, precision, capability, kernel):
+    trace = read(target(precision, capability=capability), body=body, num_tokens=64)
+    used = {call.operator for call in trace.calls if call.family == "attention"}
+    scores = BATCH * 2 * 64 * 64  # elements of the matrix of scores: batch, heads, tokens, tokens
+    kept = [size for size in sizes(trace, Kind.ACTIVATION) if size in (2 * scores, 4 * scores)]
+    if kernel == "math":
+        assert kept
+        assert not used
+    else:
+        assert used
+        assert all(kernel in name for name in used)
+        assert not kept
+        # Instead of the scores, one float32 per query: their log of a sum of exponentials.
+        assert 4 * BATCH * 2 * 64 in sizes(trace, Kind.ACTIVATION)
+
+
+def test_checkpointing_drops_what_is_inside_a_block():
+    inside = 4 * BATCH * 512
+    plain, recomputed = (read(target(recomputed=how), body="blocks") for how in ("none", "all"))
+    before_backward = first_mark(plain, Phase.BACKWARD)
+    assert alive_at(plain, before_backward).count(inside) == 2  # what tanh gave, once in each of two blocks
+    assert alive_at(recomputed, first_mark(recomputed, Phase.BACKWARD)).count(inside) == 0
+
+
+def alive_at(trace: Trace, position: int) -> list[int]:
+    order = trace.order[:position]
+    gone = {~n for n in order if n < 0}
+    return [int(trace.storages[n].num_bytes.fixed) for n in order if n >= 0 and n not in gone]
+
+
+@pytest.mark.parametrize("body", ["conv", "attention", "blocks"])
+def test_a_line_through_two_sizes_meets_the_trace_at_a_third_byte_for_byte(body):
+    recipe = load_recipe(SMALL)
+    with Tracer(recipe, recipe.config(body=body, dropout=0.1), None) as tracer:
+        line, exact = tracer.read_line(target("bf16"), (2, 4)), tracer.read(target("bf16"), 16)
+    assert line is not None
+    assert line.order == exact.order
+    assert line.sizes(16) == exact.sizes(16)
+
+
+def test_operators_that_depend_on_values_are_planned_at_their_worst_and_said():
+    notes = " ".join(read(target(), body="values").notes)
+    assert "every element of a mask is taken to be true" in notes
+    assert "every element is taken to be nonzero" in notes
+    assert "a number read from a tensor (`.item()`)" in notes
+
+
+def test_an_operator_that_cannot_be_read_is_named_with_its_line_and_a_way_out():
+    line = next(n for n, text in enumerate(Path(SMALL).read_text().splitlines(), 1) if "# here" in text)
+    with pytest.raises(UsageError) as caught:
+        read(target(), body="untold")
+    assert f"what shape rigfit_test::untold returns (small_task.py line {line})" in caught.value.cause
+    assert "register_fake" in caught.value.remedy
+    assert read(target(), body="told").calls
+
+
+def test_a_step_that_never_ends_hits_the_limit_and_leaves_no_process():
+    recipe = load_recipe(SMALL)
+    with (
+        Tracer(recipe, recipe.config(body="forever"), None, time_limit=25.0) as tracer,
+        pytest.raises(TrainingError, match="Reading a step on paper took longer than"),
+    ):
+        tracer.read(target(), BATCH)
+    assert not list(children())
+
+
+def live_peak_of_a_real_step(recipe_name: str, wanted: Target, size: int, **config: object) -> int:
+    """Return the highest sum of live bytes that torch's profiler saw while the same two steps ran on the CPU."""
+    program = Path(__file__).with_name("real_step.py")
+    asked = json.dumps([recipe_name, config, wanted.precision, wanted.recomputed, size])
+    source = str(Path(rigfit.__file__).resolve().parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(program), asked], env=environment, capture_output=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+@pytest.mark.parametrize(
+    ("recipe_name", "config", "recomputed"),
+    [
+        (SMALL, {"body": "blocks"}, "none"),
+        ("autoencoder", {"img_size": 64, "num_layers": 2, "decoder_layers": 1, "embed_dim": 64}, "none"),
+        ("autoencoder", {"img_size": 64, "num_layers": 2, "decoder_layers": 1, "embed_dim": 64}, "all"),
+    ],
+)
+def test_on_the_cpu_the_peak_is_that_of_a_real_step(recipe_name, config, recomputed):
+    wanted = target(kind="cpu", recomputed=recomputed)
+    recipe = load_recipe(recipe_name)
+    with Tracer(recipe, recipe.config(**config), None) as tracer:
+        predicted = tracer.read(wanted, BATCH).peak_live_bytes(BATCH)
+    assert predicted == pytest.approx(live_peak_of_a_real_step(recipe_name, wanted, BATCH, **config), rel=0.02)
+
+
+def children() -> Iterator[int]:
+    """Yield the processes that this one started and that still run."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == os.getpid() and fields[0] != "Z":
+            command = (folder / "cmdline").read_text()
+            if "rigfit.measuring.paper" in command:
+                yield int(folder.name)
