@@ -1,4 +1,4 @@
-"""Read BERT, GPT-2, GPT-3 and OPT training steps on paper, in the shapes of the NeuSight and Lambda tables, and ResNet-50.
+"""Read language models and a ResNet-50 on paper, in the shapes of the NeuSight and Lambda tables.
 
     python benchmarks/planner/language_models.py FOLDER
 

@@ -69,7 +69,7 @@ def _read(folder: Path, name: str) -> Trace:
 
 
 def _card(name: str) -> CardRates:
-    card = card_rates(name)
+    card = card_rates(name, by_formula=True)
     assert card is not None, name
     return card
 

@@ -128,6 +128,7 @@ class _Table:
     general: Mapping[str, Any]
     factors: Mapping[str, float]
     large_cache: Mapping[str, Any]
+    data_centre: Mapping[str, Any]
 
 
 @cache
@@ -139,19 +140,26 @@ def _table() -> _Table:
         general=raw["general"],
         factors=raw["factors"],
         large_cache=raw["large_cache"],
+        data_centre=raw["data_centre"],
     )
 
 
-def card_rates(device_name: str, *, cudnn: int = 9) -> CardRates | None:
+def card_rates(device_name: str, *, cudnn: int = 9, by_formula: bool = False) -> CardRates | None:
     """Return the rates of the card that `device_name` names, or None for one that is not in the catalogue."""
     entry = find(device_name)
-    return rates_of(entry, cudnn=cudnn) if entry is not None else None
+    return rates_of(entry, cudnn=cudnn, by_formula=by_formula) if entry is not None else None
 
 
-def rates_of(entry: CatalogueEntry, *, cudnn: int = 9) -> CardRates:
-    """Return the rates of a card of the catalogue: its peaks, corrected where it or its generation was measured."""
+def rates_of(entry: CatalogueEntry, *, cudnn: int = 9, by_formula: bool = False) -> CardRates:
+    """Return the rates of a card of the catalogue.
+
+    Args:
+        entry: The card.
+        cudnn: Major version of cuDNN.
+        by_formula: Whether to leave out what was measured on the card itself, to see how good the formula is.
+    """
     general = _table().general
-    card = _table().cards.get(entry.name, {})
+    card = {} if by_formula else _table().cards.get(entry.name, {})
     is_measured = bool(card.get("is_measured", False))
     errors = general["errors_measured" if is_measured else "errors_by_formula"]
     half = entry.fp16_tensor_tflops or entry.bf16_tensor_tflops or entry.fp32_tflops
@@ -173,10 +181,14 @@ def rates_of(entry: CatalogueEntry, *, cudnn: int = 9) -> CardRates:
 
 
 def _factors(entry: CatalogueEntry, own: Mapping[str, float]) -> Mapping[str, float]:
-    """Return the factors of a card: its own before those of its cache before those of every card."""
-    cache = _table().large_cache
-    has_large_cache = entry.l2_mib is not None and entry.l2_mib >= cache["mib"]
-    return {**_table().factors, **(cache["factors"] if has_large_cache else {}), **own}
+    """Return the factors of a card: its own before those of cards like it before those of every card."""
+    table = _table()
+    factors = dict(table.factors)
+    if entry.l2_mib is not None and entry.l2_mib >= table.large_cache["mib"]:
+        factors.update(table.large_cache["factors"])
+    if entry.nvlink_gb_s is not None and entry.nvlink_gb_s >= table.data_centre["nvlink_gb_s"]:
+        factors.update(table.data_centre["factors"])
+    return {**factors, **own}
 
 
 def _bus_bandwidth(entry: CatalogueEntry) -> float:
