@@ -82,8 +82,9 @@ def _optimizer(model: torch.nn.Module, name: str) -> torch.optim.Optimizer:
 def predict(trace: Trace, micro_batch: int, num_gpus: int) -> dict[str, Any]:
     """Return predicted bytes: alive, allocated without and with workspaces, and the largest convolution."""
     whole = spread(trace, strategy="ddp", world_size=max(2, num_gpus), accumulation_steps=2)
-    bare, full = replay(whole.requests(micro_batch)), replay(
-        with_workspaces(whole, read_workspaces()).requests(micro_batch)
+    bare, full = (
+        replay(whole.requests(micro_batch)),
+        replay(with_workspaces(whole, read_workspaces()).requests(micro_batch)),
     )
     assert bare is not None
     assert full is not None
@@ -152,7 +153,8 @@ def report(file: Path) -> None:
             errors = [abs(line[key] / (line["measured_gb"] * unit) - 1) for line in good]
             bias = statistics.median(line[key] / (line["measured_gb"] * unit) - 1 for line in good)
             within = sum(error <= 0.1 for error in errors) / len(errors)
-            print(f"{name} {key}: median error {statistics.median(errors):.1%}, {within:.0%} within 10 %, bias {bias:+.1%}")
+            median = statistics.median(errors)
+            print(f"{name} {key}: median error {median:.1%}, {within:.0%} within 10 %, bias {bias:+.1%}")
     for line in sorted(good, key=lambda line: -abs(line["allocated"] / (line["measured_gb"] * 2**30) - 1))[:25]:
         print(f"  {line['allocated'] / (line['measured_gb'] * 2**30) - 1:+.1%} {line['measured_gb']} {line['config']}")
     for line in lines:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rigfit.errors import UsageError
-from rigfit.planning.plan import SCHEMA_VERSION, BatchLayout, Plan, StagePlan
+from rigfit.planning.plan import SCHEMA_VERSION, BatchLayout, Candidate, Plan, StagePlan
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -28,6 +28,8 @@ stage_plans = st.builds(
     layout=layouts,
     learning_rate=finite,
     predicted_samples_per_second=st.none() | finite,
+    predicted_speed_error=st.none() | finite,
+    candidates=st.lists(st.builds(Candidate, predicted_samples_per_second=st.none() | finite), max_size=2).map(tuple),
     couplings=st.lists(st.text(), max_size=2).map(tuple),
 )
 plans = st.builds(

@@ -37,6 +37,9 @@ class Unwritten(TorchDispatchMode):
     zeros and not just anything: some initialisers draw again until all values lie within bounds.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
