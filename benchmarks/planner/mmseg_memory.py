@@ -10,6 +10,7 @@ how to make the environment). One line per config; `--report FILE.jsonl` prints 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import logging
 import signal
@@ -29,7 +30,7 @@ from rigfit.measuring.paper.device import pretend_cuda
 from rigfit.measuring.paper.step import gradients_of, on_paper, state_of
 from rigfit.planning.allocator import replay
 from rigfit.planning.sharing import spread
-from rigfit.planning.trace import Kind, Phase, Trace
+from rigfit.planning.trace import Kind, Phase, Trace, trace_to_json
 from rigfit.planning.workspace import read_workspaces, with_workspaces
 
 TIME_LIMIT_SECONDS = 240
@@ -105,6 +106,7 @@ def main() -> int:
     parser.add_argument("--truth", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--traces", type=Path, help="folder that keeps the traces, for other questions about them")
     parser.add_argument("--report", type=Path)
     asked = parser.parse_args()
     if asked.report:
@@ -131,6 +133,10 @@ def main() -> int:
             signal.alarm(TIME_LIMIT_SECONDS)
             if row.model_key not in seen:
                 trace = read_config(row.config, row.micro_batch)
+                if asked.traces:
+                    name = row.config.rsplit("/", 1)[-1].removesuffix(".py")
+                    packed = gzip.compress(trace_to_json(trace).encode(), 5)
+                    (asked.traces / f"{name}.json.gz").write_bytes(packed)
                 seen[row.model_key] = predict(trace, row.micro_batch, row.num_gpus)
             found: dict[str, Any] = seen[row.model_key]
         except (Exception, _TooSlowError) as error:

@@ -6,6 +6,7 @@ Each allocates what the original allocates when every pixel is labelled (the wor
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.machinery
 import sys
@@ -17,7 +18,6 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 # mmcv/ops/psa_mask.py allocates input and output in Python; the kernel only fills them, so doing nothing keeps the
 # bytes and their lifetimes. The values are then zeros, which is why accuracy must never be read from these models.
@@ -92,30 +92,45 @@ class InputKeepingSoftmax(torch.autograd.Function):
         return differentiate(grads[0], result, ctx.dim, scores.dtype), None, None
 
 
-class OldTorchSoftmax(TorchFunctionMode):
+class OldTorchSoftmax(contextlib.ExitStack):
     """While entered, softmax, log_softmax and cross_entropy keep their inputs for the backward pass.
 
     Up to torch 1.10 `derivatives.yaml` wrote `_log_softmax_backward_data(grad, result, dim, self)`: the scores were
     saved only to read their dtype (pytorch#49600, #64000, ended by #65242). The published figures are that old.
+    The functions are replaced where they are looked up, so that attention inside torch's own modules sees it as well.
     """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Redirect the three functions; everything else passes."""
-        kwargs = dict(kwargs or {})
-        if func is F.cross_entropy and args[1].dtype == torch.int64 and not kwargs.pop("label_smoothing", 0.0):
-            scores = InputKeepingSoftmax.apply(self._cast(args[0]), 1, True)
-            return F.nll_loss(scores, *args[1:], **kwargs)
-        is_log = func in (F.log_softmax, torch.log_softmax, Tensor.log_softmax)
-        if is_log or func in (F.softmax, torch.softmax, Tensor.softmax):
-            dim = kwargs["dim"] if "dim" in kwargs else args[1]
-            return InputKeepingSoftmax.apply(self._cast(args[0]), dim, is_log)
-        return func(*args, **kwargs)
+    def __enter__(self) -> OldTorchSoftmax:
+        """Replace the functions."""
+        for place, name in ((F, "softmax"), (torch, "softmax"), (Tensor, "softmax")):
+            self._replace(place, name, functools.partial(_keeping_softmax, is_log=False))
+        for place, name in ((F, "log_softmax"), (torch, "log_softmax"), (Tensor, "log_softmax")):
+            self._replace(place, name, functools.partial(_keeping_softmax, is_log=True))
+        self._replace(F, "cross_entropy", functools.partial(_keeping_cross_entropy, F.cross_entropy))
+        return self
 
-    def _cast(self, scores: Tensor) -> Tensor:
-        # Autocast computes softmax in float32; the Function below works under autograd's level, where it is off.
-        return scores.float() if torch.is_autocast_enabled(scores.device.type) else scores
+    def _replace(self, place: Any, name: str, replacement: Callable[..., Any]) -> None:
+        def method(*args: Any, **kwargs: Any) -> Any:  # a plain function binds to tensors as a method does
+            return replacement(*args, **kwargs)
+
+        self.callback(setattr, place, name, getattr(place, name))
+        setattr(place, name, method)
+
+
+def _keeping_softmax(scores: Tensor, dim: int | None = None, *_args: Any, is_log: bool, **kwargs: Any) -> Tensor:
+    scores = _cast(scores) if kwargs.get("dtype") is None else scores.to(kwargs["dtype"])
+    return InputKeepingSoftmax.apply(scores, -1 if dim is None else dim, is_log)
+
+
+def _keeping_cross_entropy(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    if args[1].dtype != torch.int64 or kwargs.pop("label_smoothing", 0.0):
+        return original(*args, **kwargs)
+    return F.nll_loss(InputKeepingSoftmax.apply(_cast(args[0]), 1, True), *args[1:], **kwargs)
+
+
+def _cast(scores: Tensor) -> Tensor:
+    # Autocast computes softmax in float32; the Function above works under autograd's level, where it is off.
+    return scores.float() if torch.is_autocast_enabled(scores.device.type) else scores
 
 
 def no_accuracy(*_args: object, **_kwargs: object) -> None:

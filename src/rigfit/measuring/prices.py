@@ -54,7 +54,6 @@ def paper_prices(tracer: Tracer, config: WorkloadConfig, rig: Rig) -> PaperPrice
             world_size=rig.world_size,
             share=share,
             workspaces=read_workspaces(),
-            margin=0.08,
             expandable_segments=rig.kind == "cuda",
             clock=clock_of(rig, strategy=variant.strategy, allow_tf32=allow_tf32),
         )

@@ -93,8 +93,7 @@ class PaperCosts:
         variant: What the trace was read for.
         world_size: Ranks that take part.
         share: Samples of a step that one rank takes: with the micro-batch it gives the accumulation steps.
-        workspaces: What cuBLAS and cuDNN use.
-        margin: Share of the prediction that is added for the upper bound.
+        workspaces: What cuBLAS and cuDNN use, and the margin of a prediction.
         expandable_segments: Whether the allocator grows its segments.
         clock: Predicts time, or None where nothing is known about the card.
     """
@@ -104,7 +103,6 @@ class PaperCosts:
     world_size: int
     share: int
     workspaces: WorkspaceTable
-    margin: float
     expandable_segments: bool
     clock: StepClock | None
     source: Source = Source.ESTIMATED
@@ -119,7 +117,7 @@ class PaperCosts:
         return self._peaks[micro_batch_size]
 
     def upper_bytes(self, micro_batch_size: int) -> int:
-        return round(self.peak_bytes(micro_batch_size) * (1 + self.margin))
+        return self.workspaces.margin.above(self.peak_bytes(micro_batch_size))
 
     def samples_per_second(self, micro_batch_size: int) -> float:
         if self.clock is None:

@@ -201,7 +201,7 @@ class _Search:
         """Return the blocks whose recomputation lets `size` fit, and seconds per sample; None if all do not."""
         trace = plain.whole_trace(size)
         seconds = plain.clock.block_seconds(trace, size) if plain.clock else (1.0,) * len(trace.blocks)
-        excess = plain.peak_bytes(size) - int(self.limit / (1 + plain.margin))
+        excess = plain.peak_bytes(size) - plain.workspaces.margin.below(self.limit)
         blocks = choose_blocks(trace, size, block_spans(trace, size), seconds, excess)
         if not blocks:
             return None

@@ -20,7 +20,8 @@ class ConvolutionRule:
         layout: `nchw`, `nhwc` or `*`.
         dtype: `half` (float16 and bfloat16), `float32` or `*`.
         family: Word that the call's family contains, such as `dense kxk`; `*` for any.
-        is_dilated: Whether only dilated convolutions are meant.
+        words: Shape facts that the call must have, such as `k3x3 s1 d1`: kernel, stride, dilation.
+        below: Compute capability below which the rule holds, such as (8, 0); None for every card.
         input, weight, output: Bytes of workspace per byte of that tensor.
         source: Where the shares come from.
     """
@@ -28,20 +29,23 @@ class ConvolutionRule:
     layout: str
     dtype: str
     family: str
-    is_dilated: bool
+    words: tuple[str, ...]
+    below: tuple[int, int] | None
     input: float
     weight: float
     output: float
     source: str
 
-    def matches(self, call: Call) -> bool:
+    def matches(self, call: Call, capability: tuple[int, int]) -> bool:
+        """Return whether the rule holds for a call on a card."""
         facts = call.details.split()
         is_half = facts[1] in ("float16", "bfloat16")
         return (
             self.layout in ("*", facts[0])
             and self.dtype in ("*", "half" if is_half else facts[1])
             and (self.family == "*" or self.family in call.family)
-            and (not self.is_dilated or "d1" not in facts)
+            and all(word in facts for word in self.words)
+            and (self.below is None or capability < self.below)
         )
 
     def line(self, call: Call) -> Line:
@@ -53,17 +57,35 @@ class ConvolutionRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Margin:
+    """What is added to a prediction so that 95 of 100 cases lie below: a share of it, and bytes."""
+
+    share: float
+    num_bytes: int
+
+    def above(self, num_bytes: int) -> int:
+        """Return the upper bound of a prediction."""
+        return round(num_bytes * (1 + self.share)) + self.num_bytes
+
+    def below(self, upper: int) -> int:
+        """Return the prediction whose upper bound that is."""
+        return round((upper - self.num_bytes) / (1 + self.share))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkspaceTable:
     """What is known about workspaces.
 
     Args:
         convolutions: Rules; the first that matches a call holds for it.
         cublas_bytes, cublas_bytes_hopper: What PyTorch gives every cuBLAS handle, below and from capability 9.0.
+        margin: How far predictions may be off.
     """
 
     convolutions: tuple[ConvolutionRule, ...]
     cublas_bytes: int
     cublas_bytes_hopper: int
+    margin: Margin
 
 
 @cache
@@ -80,7 +102,8 @@ def parse_workspaces(text: str) -> WorkspaceTable:
             layout=rule.get("layout", "*"),
             dtype=rule.get("dtype", "*"),
             family=rule.get("family", "*"),
-            is_dilated=rule.get("is_dilated", False),
+            words=tuple(rule.get("words", "").split()),
+            below=(rule["below"][0], rule["below"][1]) if "below" in rule else None,
             input=rule.get("input", 0.0),
             weight=rule.get("weight", 0.0),
             output=rule.get("output", 0.0),
@@ -88,11 +111,12 @@ def parse_workspaces(text: str) -> WorkspaceTable:
         )
         for rule in table["convolution"]
     )
-    cublas = table["cublas"]
+    cublas, margin = table["cublas"], table.get("margin", {})
     return WorkspaceTable(
         convolutions=rules,
         cublas_bytes=round(cublas["mib"] * MIB),
         cublas_bytes_hopper=round(cublas["mib_from_9_0"] * MIB),
+        margin=Margin(share=margin.get("share", 0.0), num_bytes=round(margin.get("mib", 0) * MIB)),
     )
 
 
@@ -110,7 +134,9 @@ def with_workspaces(trace: Trace, table: WorkspaceTable) -> Trace:
     begun: set[Phase] = set()
     for call in trace.calls:
         if call.family.startswith("conv "):
-            line = next((rule.line(call) for rule in table.convolutions if rule.matches(call)), Line(0.0, 0.0))
+            line = next(
+                (rule.line(call) for rule in table.convolutions if rule.matches(call, trace.capability)), Line(0.0, 0.0)
+            )
             is_kept = False
         elif call.family == "matrix product" and call.phase not in begun:
             begun.add(call.phase)
