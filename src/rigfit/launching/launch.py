@@ -85,6 +85,9 @@ def _launch_config(rig: Rig, run: Run) -> LaunchConfig:
     return config
 
 
+_ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the older name
+
+
 @contextlib.contextmanager
 def _environment_of_ranks(rig: Rig) -> Iterator[None]:
     """Set what the ranks inherit: their share of the cores, and the driver's own order of the cards."""
@@ -94,6 +97,9 @@ def _environment_of_ranks(rig: Rig) -> Iterator[None]:
         # CUDA puts the fastest card first unless told otherwise; the plan counts as the driver does.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
+    if rig.kind == "cuda" and sys.platform != "win32" and not any(name in os.environ for name in _ALLOCATOR_SETTINGS):
+        # Segments that grow leave no unusable pieces between tensors; the plan counts with them.
+        wanted[_ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 from rigfit.hardware.rig import Rig
@@ -54,7 +55,7 @@ def paper_prices(tracer: Tracer, config: WorkloadConfig, rig: Rig) -> PaperPrice
             world_size=rig.world_size,
             share=share,
             workspaces=read_workspaces(),
-            expandable_segments=rig.kind == "cuda",
+            expandable_segments=rig.kind == "cuda" and not (rig.is_here and sys.platform == "win32"),
             clock=clock_of(rig, strategy=variant.strategy, allow_tf32=allow_tf32),
         )
 

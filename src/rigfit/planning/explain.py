@@ -155,6 +155,9 @@ def _memory_words(stage: StagePlan, word: str) -> str:
     margin = ""
     if upper is not None and upper > stage.predicted_peak_bytes:
         margin = f", in 95 of 100 cases below {format_bytes(upper)}"
+    if stage.memory is not None and word == "GPU":
+        reserved, allocated = format_bytes(stage.predicted_peak_bytes), format_bytes(stage.memory.allocated_bytes)
+        return f"{allocated} allocated and {reserved} reserved per {word}{margin} ({_prediction_source(stage)})"
     return f"{format_bytes(stage.predicted_peak_bytes)} per {word}{margin} ({_prediction_source(stage)})"
 
 

@@ -14,6 +14,7 @@ from rigfit.errors import Interrupted, RunError, UsageError
 from rigfit.planning.plan import Duration, Plan, StagePlan
 from rigfit.planning.schedule import rate_at
 from rigfit.recipes import build_task, load_recipe, open_splits
+from rigfit.runs.comparison import FIRST_LOOK, write_comparison
 from rigfit.runs.metrics import MetricsLog
 from rigfit.runs.records import ValidationRecord
 from rigfit.runs.run import Run
@@ -205,8 +206,10 @@ class Stage:
         return self.progress.samples_seen >= self.duration.total_samples
 
     def after_step(self) -> None:
-        """Evaluate and save where the plan says so."""
+        """Evaluate and save where the plan says so; after the first steps, hold them against the plan."""
         step = self.progress.stage_step
+        if step == FIRST_LOOK and not self.is_finished:
+            self.compare_with_plan()
         evaluates = len(self.splits.validation) > 0 and (step % self.duration.eval_every_steps == 0 or self.is_finished)
         saves = step % self.duration.save_every_steps == 0 or self.is_finished
         if not (evaluates or saves):
@@ -216,6 +219,14 @@ class Stage:
         if saves or is_best or self.progress.stopped_early:
             self.save(is_best=is_best)
         self.recorder.restart_clock()
+
+    def compare_with_plan(self) -> None:
+        """Log what was predicted and what was measured so far, on the first rank."""
+        if not self.log:
+            return
+        for comparison in write_comparison(self.run.folder, self.run.plan):
+            if comparison.stage == self.progress.stage:
+                self.log.log_event(self.progress.step, comparison.describe())
 
     def validate(self) -> bool:
         """Evaluate the weights that would be exported; log; return whether they are the best so far."""

@@ -1,0 +1,120 @@
+"""What was predicted and what was measured, side by side; a prediction off by more than its own bound is a finding."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rigfit.hardware.rig import DeviceKind
+from rigfit.planning.plan import Plan, StagePlan
+from rigfit.runs.atomic import write_atomic
+from rigfit.runs.records import Record, read_records
+from rigfit.units import format_bytes
+
+COMPARISON = "comparison.json"
+
+FIRST_LOOK = 30
+"""Steps of a stage after which the measured speed stands for itself."""
+
+# The first steps choose kernels, fill caches and start loader processes.
+_WARMING_STEPS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One stage. Bytes are per rank, the largest of all ranks; speeds are over all ranks; None where nobody knows.
+
+    Args:
+        stage: Number, from 0.
+        num_steps: Steps measured.
+        predicted_bytes, measured_bytes: Peak memory: allocated on a GPU, resident on a CPU.
+        bytes_bound: Relative error the prediction of memory allowed itself.
+        predicted_speed, measured_speed: Samples/s; the measured one is the median after ten steps.
+        speed_bound: Relative error the prediction of speed allowed itself.
+        findings: Sentences for what was off by more than its bound.
+    """
+
+    stage: int
+    num_steps: int
+    predicted_bytes: int | None
+    measured_bytes: int | None
+    bytes_bound: float | None
+    predicted_speed: float | None
+    measured_speed: float | None
+    speed_bound: float | None
+    findings: tuple[str, ...]
+
+    def describe(self) -> str:
+        """Return both pairs in one line."""
+        parts = []
+        if self.measured_bytes is not None and self.predicted_bytes:
+            ratio = self.measured_bytes / self.predicted_bytes - 1
+            parts.append(
+                f"peak memory per rank {format_bytes(self.measured_bytes)} measured, "
+                f"{format_bytes(self.predicted_bytes)} predicted ({ratio:+.0%})"
+            )
+        if self.measured_speed is not None and self.predicted_speed:
+            ratio = self.measured_speed / self.predicted_speed - 1
+            parts.append(
+                f"{self.measured_speed:.3g} samples/s over all ranks measured, "
+                f"{self.predicted_speed:.3g} predicted ({ratio:+.0%})"
+            )
+        text = "; ".join(parts) or "nothing was predicted that could be compared"
+        return ". ".join([f"after {self.num_steps} steps of stage {self.stage + 1}: {text}", *self.findings])
+
+
+def compare(plan: Plan, records: Sequence[Record]) -> tuple[Comparison, ...]:
+    """Return the comparison of every stage that has steps among `records`."""
+    found = []
+    for number, stage in enumerate(plan.stages):
+        steps = [record for record in records if record["kind"] == "train" and record.get("stage") == number]
+        if steps:
+            found.append(_compare_stage(number, stage, plan.rig.kind, steps))
+    return tuple(found)
+
+
+def write_comparison(folder: Path, plan: Plan) -> tuple[Comparison, ...]:
+    """Compare the run in `folder` with its plan, write `comparison.json` into it, and return the comparison."""
+    found = compare(plan, read_records(folder))
+    text = json.dumps([asdict(comparison) for comparison in found], indent=2) + "\n"
+    write_atomic(folder / COMPARISON, text)
+    return found
+
+
+def _compare_stage(number: int, stage: StagePlan, kind: DeviceKind, steps: Sequence[Record]) -> Comparison:
+    predicted_bytes = stage.predicted_peak_bytes
+    if stage.memory is not None and kind == "cuda":
+        predicted_bytes = stage.memory.allocated_bytes
+    peaks = [peak for record in steps for peak in record.get("peak_memory_bytes") or ()]
+    measured_bytes = max(peaks, default=None)
+    bytes_bound = None
+    if stage.predicted_upper_bytes and stage.predicted_peak_bytes:
+        bytes_bound = stage.predicted_upper_bytes / stage.predicted_peak_bytes - 1 or None
+    settled = [record["samples_per_second"] for record in steps[_WARMING_STEPS:] if record.get("samples_per_second")]
+    measured_speed = statistics.median(settled) if settled else None
+    return Comparison(
+        stage=number,
+        num_steps=len(steps),
+        predicted_bytes=predicted_bytes,
+        measured_bytes=measured_bytes,
+        bytes_bound=bytes_bound,
+        predicted_speed=stage.predicted_samples_per_second,
+        measured_speed=measured_speed,
+        speed_bound=stage.predicted_speed_error,
+        findings=(
+            *_finding("peak memory", measured_bytes, predicted_bytes, bytes_bound),
+            *_finding("speed", measured_speed, stage.predicted_samples_per_second, stage.predicted_speed_error),
+        ),
+    )
+
+
+def _finding(what: str, measured: float | None, predicted: float | None, bound: float | None) -> tuple[str, ...]:
+    if not measured or not predicted or bound is None:
+        return ()
+    error = measured / predicted - 1
+    if abs(error) <= bound:
+        return ()
+    return (f"finding: the {what} is {error:+.0%} off its prediction, which allowed itself {bound:.0%}",)
