@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from rigfit.errors import DoesNotFitError
 from rigfit.hardware.rig import Rig
 from rigfit.planning.costs import Costs, PaperCosts, Prices
-from rigfit.planning.layout import SPEED_TOLERANCE, derive_layout, list_candidates, savings_of
+from rigfit.planning.layout import SPEED_TOLERANCE, accepted_sizes, derive_layout, list_candidates, savings_of
 from rigfit.planning.memory_limit import memory_limit
 from rigfit.planning.plan import BatchLayout, Candidate, Source
 from rigfit.planning.recompute import block_spans, choose_blocks
 from rigfit.planning.variant import Recomputed, Variant
+from rigfit.planning.ways import explain_failure
 from rigfit.workload import WorkloadConfig
 
 # Recomputing everything costs about a third of forward and backward: where the plain way already reaches this share of
@@ -64,7 +65,7 @@ def search(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> Choice:
         if best is None or _speed(found) > _speed(best) * (1 + SPEED_TOLERANCE):
             best = found
     if best is None:
-        raise refusals[-1]
+        raise searched.refusal(refusals)
     return replace(best, candidates=tuple(searched.weighed))
 
 
@@ -103,6 +104,20 @@ class _Search:
         share = best.costs.share
         unlimited = best.costs.samples_per_second(share)
         return _speed(best) < unlimited * _NEVER_BEATEN_FROM
+
+    def refusal(self, refusals: Sequence[DoesNotFitError]) -> DoesNotFitError:
+        """Return why nothing fits: of the variant that needs least, with ways out; else what was said last."""
+        sizes = [size for size in accepted_sizes(self.config, self.rig) if self.config.effective_batch_size % size == 0]
+        if self.prices is None or self.config.micro_batch_size is not None or not sizes:
+            return refusals[-1]
+        asked = [variant for variant in self.variants() if variant.recomputed != ()]
+        known = [costs for costs in map(self.prices.costs, asked) if isinstance(costs, PaperCosts)]
+        if not known:
+            return refusals[-1]
+        least = min(known, key=lambda costs: costs.upper_bytes(sizes[0]))
+        if least.upper_bytes(sizes[0]) <= self.limit:  # it would fit, but for another batch: that was said
+            return refusals[-1]
+        return explain_failure(self.config, self.rig, least, sizes[0], self.limit)
 
     def settle(self, variant: Variant) -> Choice:
         """Return the best layout of a variant, confirmed at its own micro-batch.
