@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rigfit.hardware.catalogue import card_of
-from rigfit.hardware.rig import Rig
+from rigfit.hardware.rig import Device, Rig
 from rigfit.planning.speed import CardRates, exchange_seconds, rates_of, step_seconds
 from rigfit.planning.trace import Kind, Trace
 from rigfit.workload import Strategy
@@ -40,6 +40,11 @@ class RigClock:
     def source(self) -> str:
         """Where the rates come from."""
         return "; ".join(card.source for card in self.cards)
+
+    def of(self, device: Device) -> RigClock:
+        """Return the clock of one device alone, still among as many ranks."""
+        entry = card_of(device)
+        return self if entry is None else replace(self, cards=tuple(c for c in self.cards if c.name == entry.name))
 
     def step_seconds(self, trace: Trace, micro_batch_size: int, *, accumulation_steps: int) -> float:
         """Return seconds of one optimizer step, exchange with the other ranks included."""

@@ -51,7 +51,8 @@ def make_plan(
         stages.append(stage)
         if note:
             notes.append(note if len(workload.stage_configs) == 1 else f"Stage {number + 1}: {note}")
-    notes += _rig_notes(rig)
+    if all(len(set(stage.layout.micro_batch_sizes)) == 1 for stage in stages):
+        notes += _rig_notes(rig)
     plan = Plan(
         schema_version=SCHEMA_VERSION, recipe=workload.recipe.name, rig=rig, stages=tuple(stages), facts=tuple(notes)
     )
@@ -102,14 +103,17 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
     precision, precision_reason, allow_tf32 = choose_precision(rig, config.precision)
     learning_rate, derivation = derive_lr(config)
     choice = search(config, rig, prices)
-    note = None
-    if choice.costs is not None and config.micro_batch_size is None:
+    note = next(iter(choice.notes), None)
+    is_equal = len(set(choice.layout.micro_batch_sizes)) == 1
+    if choice.costs is not None and config.micro_batch_size is None and is_equal:
         limit = limit_of(config, rig)
         note = note_coarse_batch(
             choice.layout, profile=choice.costs, memory_limit=limit, refusal=config.refusal, kind=rig.kind
         )
     cost = _predict(choice.layout, choice.costs)
     clock = choice.costs.clock if isinstance(choice.costs, PaperCosts) else None
+    if choice.samples_per_second is not None:
+        cost = replace(cost, samples_per_second=choice.samples_per_second)
     stage = StagePlan(
         config=config.model_dump(mode="json"),
         layout=choice.layout,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from rigfit.errors import DoesNotFitError
-from rigfit.hardware.rig import Rig
+from rigfit.hardware.rig import Device, Rig
+from rigfit.planning.clock import RigClock
 from rigfit.planning.costs import Costs, PaperCosts, Prices
 from rigfit.planning.layout import SPEED_TOLERANCE, accepted_sizes, derive_layout, list_candidates, savings_of
 from rigfit.planning.memory_limit import memory_limit
+from rigfit.planning.outside import capacity
 from rigfit.planning.plan import BatchLayout, Candidate, Source
 from rigfit.planning.recompute import block_spans, choose_blocks
+from rigfit.planning.unequal import RankCost, share_unequally
 from rigfit.planning.variant import Recomputed, Variant
 from rigfit.planning.ways import explain_failure
 from rigfit.workload import WorkloadConfig
@@ -22,6 +26,9 @@ _NEVER_BEATEN_FROM = 0.8
 
 _MOST_CORRECTIONS = 3
 
+# Unequal micro-batches are a departure; below this gain they are not worth it.
+_WORTH_DIFFERING = 1.05
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
@@ -31,6 +38,7 @@ class Choice:
         variant, layout, layout_source: What was chosen.
         costs: What it costs, or None where nobody knows.
         candidates: All that was weighed, the refused ones with the reason.
+        samples_per_second: Over all ranks, where they differ; None where `costs` say it for each alike.
         notes: What a person should know about the choice.
     """
 
@@ -39,6 +47,7 @@ class Choice:
     layout_source: Source
     costs: Costs | None
     candidates: tuple[Candidate, ...]
+    samples_per_second: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -66,6 +75,7 @@ def search(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> Choice:
             best = found
     if best is None:
         raise searched.refusal(refusals)
+    best = searched.shared_unequally(best) or best
     return replace(best, candidates=tuple(searched.weighed))
 
 
@@ -118,6 +128,58 @@ class _Search:
         if least.upper_bytes(sizes[0]) <= self.limit:  # it would fit, but for another batch: that was said
             return refusals[-1]
         return explain_failure(self.config, self.rig, least, sizes[0], self.limit)
+
+    def shared_unequally(self, equal: Choice) -> Choice | None:
+        """Return the same variant with a micro-batch for each GPU, where they differ and that is clearly faster."""
+        costs, variant = equal.costs, equal.variant
+        devices = self.rig.devices
+        is_mixed = len({(device.name, device.memory_bytes) for device in devices}) > 1
+        if not is_mixed or self.config.micro_batch_size is not None or variant.strategy != "ddp":
+            return None
+        if not isinstance(costs, PaperCosts) or not isinstance(costs.clock, RigClock) or self.prices is None:
+            return None
+        lines = self.prices.costs(variant)
+        if not isinstance(lines, PaperCosts):
+            return None
+        effective = self.config.effective_batch_size
+        ranks = [self._rank_cost(lines, costs.clock.of(device), device) for device in devices]
+        found = share_unequally(effective, ranks, lambda size: self.config.refusal(size) is None)
+        if found is None:
+            return None
+        layout, seconds = found
+        speed = effective / seconds
+        before = costs.samples_per_second(equal.layout.largest_micro_batch) * self.rig.world_size
+        if before and speed < before * _WORTH_DIFFERING:
+            return None
+        sizes = " + ".join(str(size) for size in layout.micro_batch_sizes)
+        note = (
+            f"The GPUs differ, so each takes its own micro-batch, {sizes} samples: about {speed:.3g} samples/s instead "
+            f"of {before:.3g} with equal ones (estimated)."
+        )
+        largest = layout.largest_micro_batch
+        exact = self.prices.costs(variant, exact_at=largest)
+        assert isinstance(exact, PaperCosts)
+        whole = replace(exact, share=largest * layout.accumulation_steps)
+        return replace(
+            equal,
+            layout=layout,
+            layout_source=Source.ESTIMATED,
+            costs=whole,
+            samples_per_second=speed,
+            notes=(note,),
+        )
+
+    def _rank_cost(self, lines: PaperCosts, clock: RigClock, device: Device) -> RankCost:
+        """Return what one device can take, and how long its passes are."""
+        room = capacity(device, world_size=self.rig.world_size)
+        own = replace(lines, clock=clock, share=2 * self.config.effective_batch_size, _peaks={}, _speeds={})
+        share = self.config.effective_batch_size
+        largest = bisect_left(range(1, share + 1), True, key=lambda size: own.upper_bytes(size) > room)
+        few, many = 2, max(4, min(largest, 32))
+        trace = own.whole_trace(few)
+        one, other = (clock.step_seconds(trace, size, accumulation_steps=1) for size in (few, many))
+        slope = max(0.0, (other - one) / (many - few))
+        return RankCost(largest=largest, fixed_seconds=max(0.0, one - slope * few), seconds_per_sample=slope)
 
     def settle(self, variant: Variant) -> Choice:
         """Return the best layout of a variant, confirmed at its own micro-batch.
