@@ -42,6 +42,21 @@ class Choice:
     notes: tuple[str, ...] = ()
 
 
+class NothingFitsError(DoesNotFitError):
+    """No way of running a stage fits; with all that was weighed, and the bytes a rank may use."""
+
+    def __init__(self, last: DoesNotFitError, candidates: tuple[Candidate, ...], limit_bytes: int) -> None:
+        super().__init__(last.cause, last.remedy)
+        self.candidates = candidates
+        self.limit_bytes = limit_bytes
+
+    @property
+    def least(self) -> Candidate | None:
+        """Of what was refused for memory, the way that needs the fewest bytes."""
+        known = [candidate for candidate in self.candidates if candidate.is_too_large]
+        return min(known, key=lambda candidate: candidate.predicted_upper_bytes or 0, default=None)
+
+
 def search(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> Choice:
     """Return the fastest way that fits; among equally fast ones the one with the fewest departures from what was asked.
 
@@ -65,7 +80,7 @@ def search(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> Choice:
         if best is None or _speed(found) > _speed(best) * (1 + SPEED_TOLERANCE):
             best = found
     if best is None:
-        raise searched.refusal(refusals)
+        raise NothingFitsError(searched.refusal(refusals), tuple(searched.weighed), searched.limit)
     return replace(best, candidates=tuple(searched.weighed))
 
 
