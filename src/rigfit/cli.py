@@ -197,7 +197,7 @@ def plan(
     if out is not None:
         _write(out, made.to_json(), "--out")
     if picture is not None:
-        from rigfit.planning.timeline import draw_page, draw_svg
+        from rigfit.planning.picture import draw_page, draw_svg
 
         _write(picture, draw_svg(made) if picture.suffix == ".svg" else draw_page(made), "--picture")
     if as_json:
