@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from rigfit.errors import UsageError
-from rigfit.planning.memory import MemoryProfile
+from rigfit.planning.memory import MemoryProfile, Point
 from rigfit.planning.plan import Plan, StagePlan
 from rigfit.planning.table import limit_bytes
 from rigfit.planning.timeline import (
@@ -15,6 +15,7 @@ from rigfit.planning.timeline import (
     bytes_at_peak,
     kind_bytes,
     kinds_drawn,
+    points_of_step,
     stretches,
     total_bytes,
 )
@@ -23,8 +24,8 @@ from rigfit.planning.why import describe_peak, parts_of_device
 from rigfit.planning.words import describe_layout, rank_word
 from rigfit.units import GIB, MIB, format_bytes
 
-_WIDTH, _HEIGHT = 1000, 440
-_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 250, 64, 70
+_WIDTH, _HEIGHT = 1040, 420
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 282, 64, 52
 _PLOT_WIDTH, _PLOT_HEIGHT = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
 # Colours that stay apart for colour-blind readers (Paul Tol's "muted" scheme, sronpersonalpages.nl/~pault), the dark
@@ -89,22 +90,26 @@ class _Panel:
     word: str
 
     @property
+    def points(self) -> tuple[Point, ...]:
+        return points_of_step(self.memory)
+
+    @property
     def upper(self) -> int:
         return self.stage.predicted_upper_bytes or 0
 
     @property
     def top(self) -> int:
         """Bytes at the upper edge: a limit far above is drawn there all the same, and said to be."""
-        highest = max(self.upper, *map(total_bytes, self.memory.timeline))
+        highest = max(self.upper, *map(total_bytes, self.points))
         return round(max(highest, self.limit) * 1.04) if self.is_to_scale else round(highest * 1.25)
 
     @property
     def is_to_scale(self) -> bool:
-        highest = max(self.upper, *map(total_bytes, self.memory.timeline))
+        highest = max(self.upper, *map(total_bytes, self.points))
         return self.limit <= highest * FARTHEST_LIMIT
 
     def x(self, index: float) -> float:
-        return _LEFT + _PLOT_WIDTH * index / max(1, len(self.memory.timeline) - 1)
+        return _LEFT + _PLOT_WIDTH * index / max(1, len(self.points) - 1)
 
     def y(self, num_bytes: float) -> float:
         return _TOP + _PLOT_HEIGHT * (1 - num_bytes / self.top)
@@ -156,7 +161,7 @@ def _grid(panel: _Panel) -> Iterator[str]:
 
 
 def _areas(panel: _Panel) -> Iterator[str]:
-    timeline = panel.memory.timeline
+    timeline = panel.points
     below = [0] * len(timeline)
     for kind in kinds_drawn(panel.memory):
         above = [base + kind_bytes(point, kind) for base, point in zip(below, timeline, strict=True)]
@@ -174,10 +179,10 @@ def _path(panel: _Panel, heights: Sequence[int], *, is_back: bool = False) -> st
 
 def _phases(panel: _Panel) -> Iterator[str]:
     bottom = _TOP + _PLOT_HEIGHT
-    found = stretches(panel.memory.timeline)
+    found = stretches(panel.points)
     for number, stretch in enumerate(found):
         left = panel.x(max(0.0, stretch.first - 0.5))
-        right = panel.x(min(len(panel.memory.timeline) - 1.0, stretch.last + 0.5))
+        right = panel.x(min(len(panel.points) - 1.0, stretch.last + 0.5))
         if number:
             yield f'<line class="phase" x1="{left:.1f}" x2="{left:.1f}" y1="{_TOP}" y2="{bottom + 24}"/>'
         shade = "even" if number % 2 else "odd"
@@ -277,7 +282,7 @@ _SVG_DARK = (
     ".even{fill:#3a3a3a}.limit{stroke:#ff6b6b}.upper{stroke:#bbb}.break{stroke:#999}"
 )
 _PAGE_STYLE = (
-    ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;"
+    ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:1040px;margin:2em auto;"
     "padding:0 1em;background:#fff;color:#222}h1{font-size:1.3em}h2{font-size:1.1em}table{border-collapse:collapse}"
     "caption{text-align:left;padding-bottom:.4em}td,th{text-align:left;padding:.2em 1.2em .2em 0;"
     "border-top:1px solid #8885;vertical-align:top}.n{text-align:right;white-space:nowrap}"

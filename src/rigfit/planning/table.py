@@ -134,7 +134,7 @@ def fill_table(
     try:
         for number, values in enumerate(rows):
             with plan_row(values) as planner:
-                row = []
+                row: list[Cell] = []
                 for name, rig in rigs.items():
                     place = number * len(rigs) + len(row) + 1
                     tell(f"{place} of {len(rows) * len(rigs)}: {describe_place(values, name)}")

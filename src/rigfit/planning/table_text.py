@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rigfit.hardware.rig import Rig
@@ -16,7 +17,7 @@ from rigfit.planning.words import rank_word
 from rigfit.units import GIB, format_bytes
 
 _WIDTH = 100
-_BAR_WIDTH = 20
+_NARROWEST_BAR, _WIDEST_BAR = 8, 24
 _GAP = "  "
 
 
@@ -35,11 +36,12 @@ def draw_table(table: Table) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def draw_bar(peak: int, upper: int, limit: int, total: int, *, width: int = _BAR_WIDTH) -> str:
+def draw_bar(peak: int, upper: int, limit: int, total: int, *, width: int = 20) -> str:
     """Return `[####+.......oo]`: peak, margin up to the upper bound, free, and outside what may be used.
 
     Args:
-        peak, upper: Predicted bytes per rank.
+        peak: Predicted bytes per rank.
+        upper: What 95 of 100 predictions stay below.
         limit: Bytes that may be used, of `total`.
         total: Bytes the device has.
         width: Characters between the brackets.
@@ -60,38 +62,63 @@ def table_to_json(table: Table) -> list[dict[str, Any]]:
     return [_cell_to_json(cell) for cell in table.cells]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    """A line of the list: columns before and after the bar, what the bar shows, and what is told below.
+
+    `bar` is (peak, upper bound, usable, whole device) in bytes; None where nothing is known.
+    """
+
+    before: tuple[str, ...]
+    bar: tuple[int, int, int, int] | None
+    after: tuple[str, ...]
+    below: list[str]
+
+
 def _list(table: Table) -> str:
-    has_speed = any(
-        cell.plan is not None and fullest_stage(cell.plan).predicted_samples_per_second for cell in table.cells
+    plans = [cell.plan for cell in table.cells if cell.plan is not None]
+    has_speed = any(stage.predicted_samples_per_second for plan in plans for stage in plan.stages)
+    lines = [line for cell in table.cells for line in _cell_lines(cell, has_speed=has_speed)]
+    head = _Line(
+        before=(*(table.keys or ("rig",)), "fits", "batch"),
+        bar=None,
+        after=("peak < upper of usable GiB", *(("samples/s", "hours") if has_speed else ())),
+        below=[],
     )
-    keys = table.keys or ("rig",)
-    speed_heads = ("samples/s", "hours") if has_speed else ()
-    head = (*keys, "fits", "batch", f"memory of each {_word(table)}", "peak < upper of usable GiB", *speed_heads)
-    lines: list[tuple[tuple[str, ...], list[str]]] = []
-    for cell in table.cells:
-        labels = tuple(map(str, cell.values.values())) or (cell.rig_name,)
-        if cell.plan is None:
-            lines.append(((*labels, "no"), _way_lines(cell, is_named=False)))
-            continue
-        for number, stage in enumerate(cell.plan.stages, 1):
-            several = len(cell.plan.stages) > 1
-            first = labels if number == 1 else ("",) * len(labels)
-            cells = (
-                *first,
-                _fits(cell.plan) if number == 1 else "",
-                *_stage_columns(cell.plan, stage, has_speed=has_speed),
-            )
-            name = f"stage {number}: " if several else ""
-            lines.append(
-                (cells, [f"{name}{words}" for words in _departures(stage)] or ([name[:-2]] if several else []))
-            )
-    rows = [cells for cells, _ in lines]
-    widths = [max(len(row[i]) for row in (head, *rows) if i < len(row)) for i in range(len(head))]
-    drawn = [_row(head, widths)]
-    for cells, below in lines:
-        drawn.append(_row(cells, widths))
-        drawn += [f"{_GAP}{line}" for line in below]
+    before = _widths([line.before for line in (head, *lines)])
+    after = _widths([line.after for line in (head, *lines)])
+    title = f"memory of each {_word(table)}"
+    room = _WIDTH - sum(before) - sum(after) - len(_GAP) * (len(before) + len(after)) - 2
+    width = max(_NARROWEST_BAR, min(_WIDEST_BAR, room))
+    drawn = []
+    for line in (head, *lines):
+        bar = draw_bar(*line.bar, width=width) if line.bar else title[: width + 2] if line is head else ""
+        drawn.append(_row((*line.before, bar, *line.after), [*before, width + 2, *after]))
+        drawn += [f"{_GAP}{text}" for text in line.below]
     return "\n".join(drawn)
+
+
+def _cell_lines(cell: Cell, *, has_speed: bool) -> Iterator[_Line]:
+    """Yield a line for each stage of a plan, or the one that says why there is none."""
+    labels = tuple(map(str, cell.values.values())) or (cell.rig_name,)
+    if cell.plan is None:
+        blank = ("",) * (3 if has_speed else 1)
+        yield _Line(before=(*labels, "no", ""), bar=None, after=blank, below=_way_lines(cell, is_named=False))
+        return
+    is_several = len(cell.plan.stages) > 1
+    for number, stage in enumerate(cell.plan.stages, 1):
+        told = (*labels, _fits(cell.plan)) if number == 1 else ("",) * (len(labels) + 1)
+        below = [*([f"stage {number}"] if is_several else []), *_departures(stage)]
+        yield _Line(
+            before=(*told, _batch(stage)),
+            bar=_bar(cell.plan, stage),
+            after=_figures(cell.plan, stage, has_speed=has_speed),
+            below=[part for part in _wrapped(": ".join(below)) if below],
+        )
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
 def _fits(plan: Plan) -> str:
@@ -102,20 +129,31 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
     return _GAP.join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False)).rstrip()
 
 
-def _stage_columns(plan: Plan, stage: StagePlan, *, has_speed: bool) -> Iterator[str]:
-    limit, total = limit_bytes(plan.rig, stage), device_bytes(plan.rig)
+def _bar(plan: Plan, stage: StagePlan) -> tuple[int, int, int, int] | None:
     peak, upper = stage.predicted_peak_bytes, stage.predicted_upper_bytes
-    yield _batch(stage)
     if peak is None or upper is None:
-        yield "unmeasured"
-        yield f"   ? <    ? of {limit / GIB:5.1f}"
-    else:
-        yield draw_bar(peak, upper, limit, total)
-        yield f"{peak / GIB:5.1f} < {upper / GIB:5.1f} of {limit / GIB:5.1f}"
-    if has_speed:
-        speed, hours = stage.predicted_samples_per_second, reckon_hours(plan.with_stages((stage,)))
-        yield "unmeasured" if speed is None else f"{speed:.3g}"
-        yield "-" if hours is None else format_hours(hours.hours)
+        return None
+    return peak, upper, limit_bytes(plan.rig, stage), device_bytes(plan.rig)
+
+
+def _figures(plan: Plan, stage: StagePlan, *, has_speed: bool) -> tuple[str, ...]:
+    """Return peak, upper bound and limit in GiB, and where any row knows its speed, samples/s and hours."""
+    peak, upper = stage.predicted_peak_bytes, stage.predicted_upper_bytes
+    limit = f"{limit_bytes(plan.rig, stage) / GIB:5.1f}"
+    memory = "unmeasured" if peak is None or upper is None else f"{_gib(peak)} < {_gib(upper)}"
+    if not has_speed:
+        return (f"{memory:<13} of {limit}",)
+    speed, hours = stage.predicted_samples_per_second, reckon_hours(plan.with_stages((stage,)))
+    return (
+        f"{memory:<13} of {limit}",
+        "unmeasured" if speed is None else f"{speed:.3g}",
+        "-" if hours is None else format_hours(hours.hours),
+    )
+
+
+def _gib(num_bytes: int) -> str:
+    """Return a number of GiB, with a digit more below 1."""
+    return f"{num_bytes / GIB:5.1f}" if num_bytes >= GIB else f"{num_bytes / GIB:5.2f}"
 
 
 def _batch(stage: StagePlan) -> str:
@@ -227,7 +265,7 @@ def _legend(table: Table, *, has_bars: bool) -> Iterator[str]:
         yield from _entry("batch", batch)
         bar = (
             "# predicted peak, + up to its upper bound (95 of 100 predictions stay below), . free, "
-            f"o not PyTorch's: context, NCCL, or above a budget that you set; a bar is one whole {word}"
+            f"o what PyTorch cannot use (context, NCCL, a budget of yours); a bar is one whole {word}"
         )
         yield from _entry("memory", f"{bar} ({_sources(plans)})")
     else:
@@ -263,7 +301,8 @@ def _sources(plans: Sequence[Plan]) -> str:
 
 
 def _word(table: Table) -> str:
-    return rank_word(table.cells[0].rig.kind)
+    kinds = {cell.rig.kind for cell in table.cells}
+    return rank_word(kinds.pop()) if len(kinds) == 1 else "device"
 
 
 def _cell_to_json(cell: Cell) -> dict[str, Any]:

@@ -51,9 +51,22 @@ def total_bytes(point: Point) -> int:
     return sum(point.by_kind)
 
 
+def points_of_step(memory: MemoryProfile) -> tuple[Point, ...]:
+    """Return the timeline without its end, where the trace is over and what stays for the whole run is released."""
+    timeline = memory.timeline
+    kept = len(timeline)
+    while kept > 1 and _staying(timeline[kept - 1]) < _staying(timeline[0]):
+        kept -= 1
+    return timeline[:kept]
+
+
+def _staying(point: Point) -> int:
+    return sum(kind_bytes(point, kind) for kind in (Kind.WEIGHT, Kind.BUFFER, Kind.AVERAGE, Kind.OPTIMIZER))
+
+
 def kinds_drawn(memory: MemoryProfile) -> tuple[Kind, ...]:
     """Return the kinds that hold anything at any point, bottom of the stack first."""
-    return tuple(kind for kind in STACK if any(kind_bytes(point, kind) for point in memory.timeline))
+    return tuple(kind for kind in STACK if any(kind_bytes(point, kind) for point in points_of_step(memory)))
 
 
 def bytes_at_peak(memory: MemoryProfile) -> dict[Kind, int]:
@@ -84,12 +97,12 @@ def draw_timeline(memory: MemoryProfile, *, limit: int) -> str:
         memory: What is in memory when.
         limit: Bytes that may be used, drawn as a line where it is near.
     """
-    points = _columns(memory.timeline)
+    whole = points_of_step(memory)
+    points = _columns(whole)
     if not points:
         return "The timeline is empty."
     top = max(1, top_of_scale(max(map(total_bytes, points)), limit))
-    title = "bytes of live tensors over the second step (events in order, not seconds)"
-    lines = [title]
+    lines = ["bytes of live tensors over the second step (events in order, not seconds; estimated)"]
     for row in range(_NUM_ROWS, 0, -1):
         label = _axis_label(top * row // _NUM_ROWS) if row % 2 == 0 else ""
         drawn = "".join(_letter(point, top * (row - 0.5) / _NUM_ROWS) for point in points)
@@ -97,7 +110,7 @@ def draw_timeline(memory: MemoryProfile, *, limit: int) -> str:
             drawn = "".join("-" if letter == " " else letter for letter in drawn)
         lines.append(f"{label:>{_LABEL_WIDTH}} |{drawn}".rstrip())
     lines.append(f"{'0':>{_LABEL_WIDTH}} +{'-' * len(points)}")
-    lines.append(f"{'':>{_LABEL_WIDTH}}  {_ruler(points)}".rstrip())
+    lines.append(f"{'':>{_LABEL_WIDTH}}  {_ruler(whole, len(points))}".rstrip())
     if top == limit:
         lines.append(f"the line of - is what may be used: {format_bytes(limit)}")
     else:
@@ -125,12 +138,13 @@ def _letter(point: Point, height: float) -> str:
     return " "
 
 
-def _ruler(points: Sequence[Point]) -> str:
-    """Return the names of the phases under their columns; what has no room keeps its bar."""
+def _ruler(timeline: Sequence[Point], num_columns: int) -> str:
+    """Return the names of the phases under their columns, cut short where there is no room."""
     ruler = ""
-    for stretch in stretches(points):
-        width = stretch.last - stretch.first + 1
-        ruler += f"|{stretch.phase}"[:width].ljust(width) if len(stretch.phase) < width else "|".ljust(width)
+    for stretch in stretches(timeline):
+        end = round((stretch.last + 1) * num_columns / len(timeline))
+        width = max(1, end - len(ruler))
+        ruler += f"|{stretch.phase}"[:width].ljust(width)
     return ruler
 
 
