@@ -80,8 +80,14 @@ def search(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> Choice:
         if best is None or _speed(found) > _speed(best) * (1 + SPEED_TOLERANCE):
             best = found
     if best is None:
-        raise NothingFitsError(searched.refusal(refusals), tuple(searched.weighed), searched.limit)
+        raise NothingFitsError(searched.refusal(refusals), _of_the_pinned_size(config, searched.weighed), searched.limit)
     return replace(best, candidates=tuple(searched.weighed))
+
+
+def _of_the_pinned_size(config: WorkloadConfig, weighed: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Return what was weighed at the micro-batch that a person pinned; all of it where none is pinned."""
+    pinned = config.micro_batch_size
+    return tuple(candidate for candidate in weighed if pinned in (None, candidate.micro_batch_size))
 
 
 def _speed(choice: Choice) -> float:

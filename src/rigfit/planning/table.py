@@ -21,7 +21,7 @@ PINS = ("micro_batch_size", "activation_checkpointing", "strategy", "precision",
 """Keys that narrow the planner's choice: leaving one out is the cheapest change there is."""
 
 # Each is planned in earnest, which takes a second or more.
-_MOST_CARDS_TRIED = 2
+_MOST_CARDS_TRIED = 3
 _MORE_CARDS = (2, 4)
 
 Values = Mapping[str, Any]
@@ -81,7 +81,10 @@ class WayOut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One combination of values on one rig: either a plan, or why there is none and what would help."""
+    """One combination of values on one rig: either a plan, or why there is none and what would help.
+
+    `is_searched` says whether changes beyond the table were planned for it.
+    """
 
     values: Values
     rig_name: str
@@ -89,6 +92,7 @@ class Cell:
     plan: Plan | None
     refused: Refused | None
     ways_out: tuple[WayOut, ...] = ()
+    is_searched: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,19 +212,31 @@ def _with_planned_ways(row: Sequence[Cell], planner: RowPlanner) -> list[Cell]:
         return list(row)
     roomiest = max(too_large, key=lambda cell: memory_limit(cell.rig))
     ways = tuple(_planned_ways(roomiest, planner))
-    return [replace(cell, ways_out=ways) if cell is roomiest else cell for cell in row]
+    return [replace(cell, ways_out=ways, is_searched=True) if cell is roomiest else cell for cell in row]
 
 
 def _planned_ways(cell: Cell, planner: RowPlanner) -> Iterator[WayOut]:
-    """Yield the first that fits of each kind of change: pins left out, more of the same cards, a larger card."""
-    if planner.pins:
-        found = _try(planner, cell.rig, planner.pins)
-        if found is not None:
-            yield WayOut(change=f"{describe_values(planner.pins)} left out", plan=found)
-            return
-    for rigs in (_more_cards(cell.rig), _larger_cards(cell)):
-        for name, rig in rigs:
-            found = _try(planner, rig, ())
+    """Yield the first that fits of each kind of change: pins left out, more of the same cards, larger cards.
+
+    Pins are left out beside more or larger cards only where those alone do not help.
+    """
+    left_out = f"{describe_values(planner.pins)} left out"
+    found = _try(planner, cell.rig, planner.pins) if planner.pins else None
+    if found is not None:
+        yield WayOut(change=left_out, plan=found)
+        return
+    needed = 0 if cell.refused is None else cell.refused.upper_bytes or 0
+    ways = list(_with_other_cards(cell.rig, needed, planner, without=()))
+    if not ways and planner.pins:
+        more = _with_other_cards(cell.rig, memory_limit(cell.rig) + 1, planner, without=planner.pins)
+        ways = [replace(way, change=f"{left_out} and {way.change}") for way in more]
+    yield from ways
+
+
+def _with_other_cards(rig: Rig, needed: int, planner: RowPlanner, *, without: Collection[str]) -> Iterator[WayOut]:
+    for rigs in (_more_cards(rig), _larger_cards(rig, needed)):
+        for name, other in rigs:
+            found = _try(planner, other, without)
             if found is not None:
                 yield WayOut(change=f'--rig "{name}"', plan=found)
                 break
@@ -242,19 +258,18 @@ def _more_cards(rig: Rig) -> Iterator[tuple[str, Rig]]:
         yield _named(f"{rig.world_size * factor}x {entry.aliases[0]}", rig)
 
 
-def _larger_cards(cell: Cell) -> Iterator[tuple[str, Rig]]:
-    """Yield rigs of as many larger cards, the smallest first, on which the bytes needed should fit."""
-    needed = None if cell.refused is None else cell.refused.upper_bytes
-    if cell.rig.kind != "cuda" or needed is None:
+def _larger_cards(rig: Rig, needed: int) -> Iterator[tuple[str, Rig]]:
+    """Yield rigs of as many larger cards, the smallest first, one for each size, on which `needed` bytes should fit."""
+    if rig.kind != "cuda":
         return
     tried: set[int] = set()
     for entry in sorted(read_catalogue(), key=lambda entry: entry.memory_bytes):
         if len(tried) == _MOST_CARDS_TRIED:
             return
-        name, rig = _named(f"{cell.rig.world_size}x {entry.aliases[0]}", cell.rig)
-        if memory_limit(rig) >= needed and entry.memory_gib not in tried:
+        name, larger = _named(f"{rig.world_size}x {entry.aliases[0]}", rig)
+        if memory_limit(larger) >= needed and entry.memory_gib not in tried:
             tried.add(entry.memory_gib)
-            yield name, rig
+            yield name, larger
 
 
 def _named(name: str, like: Rig) -> tuple[str, Rig]:

@@ -186,8 +186,8 @@ def _way_lines(cell: Cell, *, is_named: bool) -> list[str]:
     name = " ".join([*(f"{key}={value}" for key, value in cell.values.items()), f"on {cell.rig_name}"]) + ": "
     lines = [f"{name if is_named else ''}{_need(cell.refused, cell.rig)}"]
     lines += [f"{_GAP}fits with {way.change}: {_how(way.plan)}" for way in cell.ways_out]
-    if cell.refused.is_too_large and not cell.ways_out:
-        lines.append(f"{_GAP}nothing that was tried makes it fit: smaller values, more GPUs, larger cards")
+    if cell.is_searched and not cell.ways_out:
+        lines.append(f"{_GAP}nothing that was tried makes it fit: no smaller value here, no more GPUs, no larger card")
     return [part for line in lines for part in _wrapped(line)]
 
 
