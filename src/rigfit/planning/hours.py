@@ -123,4 +123,5 @@ def _times(duration: Duration, every: int) -> int:
 
 
 def _speed_source(stage: StagePlan) -> str:
-    return str(stage.predicted_source)
+    known = stage.predicted_speed_source
+    return f"{stage.predicted_source}: {known}" if known else str(stage.predicted_source)

@@ -358,6 +358,7 @@ def _stage_to_json(rig: Rig, stage: StagePlan) -> dict[str, Any]:
         "limit_bytes": limit_bytes(rig, stage),
         "samples_per_second": stage.predicted_samples_per_second,
         "source": str(stage.predicted_source),
+        "speed_source": stage.predicted_speed_source,
         "num_train_samples": None if duration is None else duration.num_train_samples,
         "num_steps": None if duration is None else duration.total_steps,
         "epochs": None if duration is None else duration.total_samples / duration.num_train_samples,

@@ -100,7 +100,7 @@ def draw_timeline(memory: MemoryProfile, *, limit: int) -> str:
     whole = points_of_step(memory)
     points = _columns(whole)
     if not points:
-        return "The timeline is empty."
+        return "There is no timeline."
     top = max(1, top_of_scale(max(map(total_bytes, points)), limit))
     lines = ["bytes of live tensors over the second step (events in order, not seconds; estimated)"]
     for row in range(_NUM_ROWS, 0, -1):
@@ -153,7 +153,7 @@ def _legend(memory: MemoryProfile) -> list[str]:
     entries = [f"{_LETTERS[kind]} {kind} {format_bytes(peak.get(kind, 0))}" for kind in reversed(kinds_drawn(memory))]
     lines = ["at the peak:"]
     for entry in entries:
-        if len(lines[-1]) + len(entry) + 2 > 100:
+        if len(lines[-1]) + len(entry) + 2 > 98:
             lines.append("            ")
         lines[-1] += f" {entry},"
     lines[-1] = lines[-1].rstrip(",")
