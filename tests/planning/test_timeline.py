@@ -4,13 +4,13 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from tests.planning.memories import MEMORY, TIMELINE, plan_with_memory
 
 from rigfit.errors import UsageError
 from rigfit.planning.picture import draw_page, draw_svg
 from rigfit.planning.timeline import draw_timeline, kinds_drawn, points_of_step, stretches
 from rigfit.planning.trace import Kind
 from rigfit.units import GIB
-from tests.planning.memories import MEMORY, TIMELINE, plan_with_memory
 
 
 def test_the_end_of_the_trace_is_no_part_of_a_step():

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tests.planning.memories import MEMORY, plan_with_memory
+
 from rigfit.planning.why import describe_peak, explain_why, parts_of_device
 from rigfit.units import GIB, MIB
-from tests.planning.memories import MEMORY, plan_with_memory
 
 
 def test_the_peak_is_named_in_a_sentence():

@@ -140,10 +140,8 @@ def _candidates(rig: Rig, stage: StagePlan) -> str:
     """Return everything that was weighed, one line each, with the reason why it was taken or not."""
     latest = {(item.variant, item.micro_batch_size): item for item in stage.candidates}
     shown = list(latest.values())
-    lines = [
-        "what was weighed (micro-batch x accumulation steps, predicted peak and upper bound per device, estimated)"
-    ]
-    lines[0] = lines[0].replace("device", rank_word(rig.kind))
+    word = rank_word(rig.kind)
+    lines = [f"what was weighed: micro-batch x accumulation steps; predicted peak < upper bound per {word}"]
     rows = [(_name(item), _memory(item), _verdict(item, stage)) for item in shown[:_MOST_CANDIDATES]]
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
     for row in rows:
