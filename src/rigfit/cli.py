@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -219,7 +220,7 @@ def _tell_plan(made: Plan, *, is_why: bool) -> None:
     typer.echo(explain(made))
     hours = reckon_hours(made)
     if hours is not None:
-        typer.echo(f"in all: {describe_hours(hours, made)}\n")
+        typer.echo(textwrap.fill(f"in all: {describe_hours(hours, made)}", 100) + "\n")
     if is_why:
         from rigfit.planning.why import explain_why
 
