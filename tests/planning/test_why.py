@@ -47,7 +47,7 @@ def test_everything_is_explained_within_100_columns():
     assert max(map(len, text.splitlines())) <= 100
     assert "in all" in text
     assert "7.0 GiB" in text
-    assert "net.0  4.0 GiB   80.0 %" in text
+    assert "net.0    4.0 GiB   80.0 %" in text
     assert "4 x 1 plain" in text
     assert "chosen" in text
     assert "\x1b" not in text

@@ -80,7 +80,9 @@ def search(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> Choice:
         if best is None or _speed(found) > _speed(best) * (1 + SPEED_TOLERANCE):
             best = found
     if best is None:
-        raise NothingFitsError(searched.refusal(refusals), _of_the_pinned_size(config, searched.weighed), searched.limit)
+        raise NothingFitsError(
+            searched.refusal(refusals), _of_the_pinned_size(config, searched.weighed), searched.limit
+        )
     return replace(best, candidates=tuple(searched.weighed))
 
 
