@@ -248,7 +248,7 @@ def _grid_lines(cell: Cell) -> list[str]:
     for stage in cell.plan.stages:
         peak, limit = stage.predicted_peak_bytes, limit_bytes(cell.plan.rig, stage)
         lines.append(f"{stage.layout.largest_micro_batch} x {stage.layout.accumulation_steps}")
-        shown = "unmeasured" if peak is None else f"{peak / GIB:.1f}/{limit / GIB:.1f} GiB"
+        shown = "unmeasured" if peak is None else f"{_gib(peak).strip()}/{_gib(limit).strip()} GiB"
         lines[-1] += f"  {shown}"
         lines += [words.removeprefix("changed: ").split(" (")[0] for words in _departures(stage)]
     hours = reckon_hours(cell.plan)
