@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import rigfit
+import rigfit.api
 
 TOY = str(Path(__file__).parent / "toy_task.py")
 
@@ -75,3 +76,25 @@ def test_early_stopping_ends_a_stage_that_no_longer_improves(tmp_path: Path) -> 
     )
     assert run.status.step == 3
     assert "stopped early" in (run.folder / "metrics.jsonl").read_text()
+
+
+def test_a_table_holds_the_plans_that_single_calls_make() -> None:
+    table = rigfit.api.plan_table(TOY, {"effective_batch_size": (8, 16)}, rigs=("cpu:1", "cpu:2"))
+    assert [(cell.values["effective_batch_size"], cell.rig_name) for cell in table.cells] == [
+        (8, "cpu:1"),
+        (8, "cpu:2"),
+        (16, "cpu:1"),
+        (16, "cpu:2"),
+    ]
+    for cell in table.cells:
+        alone = rigfit.plan(TOY, rig=cell.rig_name, **cell.values)
+        assert cell.plan is not None
+        assert cell.plan.stages == alone.stages
+
+
+def test_values_that_are_wrong_only_together_cost_one_row() -> None:
+    table = rigfit.api.plan_table("autoencoder", {"img_size": (96, 128), "patch_size": (48, 64)}, rigs=("cpu:1",))
+    found = {tuple(cell.values.values()): cell.refused for cell in table.cells}
+    assert len(found) == 4
+    assert found[128, 48] is not None
+    assert "patch_size" in found[128, 48].cause

@@ -32,7 +32,7 @@ def test_the_options_of_every_command_are_these():
         if name not in RECIPES
     }
     assert options == {
-        "plan": ["--config", "--json", "--out", "--rig"],
+        "plan": ["--config", "--json", "--out", "--picture", "--rig", "--samples", "--table", "--why"],
         "train": ["--config", "--quiet", "--rig"],
         "resume": ["--rig"],
         "eval": ["--checkpoint", "--json", "--rig"],
@@ -77,6 +77,15 @@ def test_torch_is_not_imported_by_what_needs_no_torch(words):
         (["train", "autoencoder", "256"], "`256` is neither key=value nor an option.", "img_size=256"),
         (["plan", "autoencoder", "rig=cpu", "--rig", "cpu"], "The rig is given twice", "Use only --rig cpu."),
         (["plan", "autoencoder", "quiet=true"], "`quiet` is no key of a recipe.", "rigfit recipes show NAME"),
+        (["plan", "plan.json", "--table", "img_size=1,2"], "plan.json is a plan already", "rigfit plan autoencoder img_size=256"),
+        (["plan", "autoencoder", "--rig", "t4", "--table", "img_sise=256,512"], "autoencoder has no key `img_sise`.", "Did you mean `img_size`?"),
+        (["plan", "autoencoder", "--rig", "t4", "--table", "img_size=256,big"], "img_size is \"big\"", "img_size=256"),
+        (["plan", "autoencoder", "--rig", "t4", "--table", "img_size="], "`--table img_size=` gives img_size no value.", "--table img_size=A,B"),
+        (["plan", "autoencoder", "--rig", "2x t4; 2x titn-rtx", "--table", "img_size=256"], "No GPU named `titn-rtx`", "titan-rtx"),
+        (["plan", "autoencoder", "--rig", "t4", "img_size=256", "--table", "img_size=512"], "img_size is given by itself (256)", "Leave out img_size=256."),
+        (["plan", "autoencoder", "--rig", "t4; l4", "--why"], "--why is about one plan", "Leave out --why."),
+        (["plan", "autoencoder", "--rig", "t4", "--picture", "a.png"], "a.png is no kind of picture", "FILE.html or FILE.svg"),
+        (["plan", "autoencoder", "--rig", "t4", "--samples", "0"], "0 training samples cannot be assumed.", "above 0"),
         (["train"], "Missing argument", "`rigfit train --help`"),
         (["resume"], "Missing argument", "`rigfit resume --help`"),
         (["resume", "run", "--zzz"], "No such option", "`rigfit resume --help`"),
@@ -233,3 +242,51 @@ def test_errors_of_a_verb_reach_the_person(capsys):
     command = typer.main.get_command(build_verb_app("toy", (reconstruct,), refuse))
     with pytest.raises(UsageError, match="no\nyes"):
         command.main(["reconstruct", "RUN"], prog_name="rigfit toy", standalone_mode=False)
+
+
+TOY = str(Path(__file__).parent / "toy_task.py")
+
+
+def test_a_table_has_a_row_for_each_value_and_says_so_in_json(capsys):
+    words = ["plan", TOY, "--rig", "cpu:1", "--table", "width=4,8", "--table", "effective_batch_size=8,16"]
+    assert run(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["width", "effective_batch_size", "fits", "batch"]
+    assert [line.split()[:9] for line in lines[1:5]] == [
+        [width, effective, "?", "2", "x", str(int(effective) // 2), "x", "1", "="]
+        for width in ("4", "8")
+        for effective in ("8", "16")
+    ]
+    assert run([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [cell["values"] for cell in told] == [
+        {"width": width, "effective_batch_size": effective} for width in (4, 8) for effective in (8, 16)
+    ]
+    assert {cell["stages"][0]["num_train_samples"] for cell in told} == {23}
+    assert [cell["fits"] for cell in told] == [None] * 4, "nobody read the memory of a pinned micro-batch on a CPU"
+
+
+def test_a_row_that_cannot_be_planned_loses_no_other(capsys):
+    assert run(["plan", TOY, "--rig", "cpu:1", "--table", "effective_batch_size=8,9"]) == 0
+    out = capsys.readouterr().out
+    assert "2 x 4 x 1 = 8" in out
+    assert "A micro-batch of 2 does not divide the 9 samples" in out
+
+
+def test_a_plan_is_explained_and_drawn(capsys, tmp_path):
+    picture = tmp_path / "step.svg"
+    assert run(["plan", TOY, "--rig", "titan-rtx", "--why", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert "Most is alive" in out
+    assert "what one GPU holds at the peak (estimated)" in out
+    assert max(map(len, out.splitlines())) <= 100
+    assert picture.read_text().startswith("<svg ")
+
+
+def test_there_is_no_picture_of_what_nobody_read_on_paper_but_there_is_for_a_card(capsys, tmp_path):
+    words = ["plan", TOY, "--picture", str(tmp_path / "step.html"), "--rig"]
+    assert run([*words, "cpu:1"]) == 2
+    first, second = capsys.readouterr().err.splitlines()[-2:]
+    assert first.startswith("error: There is no timeline to draw")
+    assert "--rig titan-rtx" in second
+    assert run([*words, "titan-rtx"]) == 0

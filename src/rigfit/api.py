@@ -2,42 +2,189 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rigfit.aliases import resolve_aliases
 from rigfit.errors import UsageError
 from rigfit.hardware.parse import parse_rig
+from rigfit.hardware.rig import Rig
 from rigfit.launching.join import joins_others, rig_of_ranks, train_among_others
 from rigfit.launching.launch import launch
-from rigfit.new_run import new_run, plan_of, prepare, ready_to_resume, scratch, workload_of
+from rigfit.new_run import new_run, plan_of, prepare, ready_to_resume, scratch, tracers_of, workload_of
+from rigfit.overrides import build_workload
+from rigfit.planning.axes import rows_of
+from rigfit.planning.hours import with_assumed_samples
 from rigfit.planning.plan import BatchLayout, Plan
+from rigfit.planning.table import PINS, RowPlanner, Table, fill_table
 from rigfit.recipes import load_module, load_recipe
 from rigfit.runs.run import Run
 from rigfit.training.distributed import World
 from rigfit.training.evaluate import evaluate as evaluate_task
 from rigfit.training.export import export as export_run
 from rigfit.training.trained import open_trained
+from rigfit.workload import Workload, WorkloadConfig
+from rigfit.yaml12 import read_yaml
 
 
-def plan(recipe: str, *, rig: str | None = None, config_file: str | None = None, **overrides: Any) -> Plan:
+def plan(
+    recipe: str,
+    *,
+    rig: str | None = None,
+    config_file: str | None = None,
+    assumed_samples: int | None = None,
+    **overrides: Any,
+) -> Plan:
     """Return how `recipe` would run on `rig`, with every decision taken.
 
     Args:
         recipe: Name of a recipe, or path of a .py file with your own task.
         rig: `2x titan-rtx`, `4090,3060`, `0,1`, `cpu:2`; all GPUs of this machine when absent.
         config_file: YAML file with config keys.
+        assumed_samples: Training samples to assume while the data are unknown, so that durations can be told.
         **overrides: Config keys, over those of the file: `img_size=512, effective_batch_size=64`.
 
     Raises:
         UsageError, DoesNotFitError, DataError: See the message.
     """
+    _check_assumed(assumed_samples)
     workload = workload_of(recipe, config_file, overrides)
     with scratch() as folder:
-        return plan_of(workload, parse_rig(rig), folder if prepare(workload.recipe, workload.config, folder) else None)
+        is_known = prepare(workload.recipe, workload.config, folder)
+        made = plan_of(workload, parse_rig(rig), folder if is_known else None)
+    return made if assumed_samples is None else with_assumed_samples(made, assumed_samples)
+
+
+def plan_table(
+    recipe: str,
+    table: Mapping[str, Sequence[Any]],
+    *,
+    rigs: Sequence[str | None] = (None,),
+    config_file: str | None = None,
+    assumed_samples: int | None = None,
+    **overrides: Any,
+) -> Table:
+    """Return one plan for each combination of the values in `table` and each rig, or why there is none.
+
+    A cell that does not fit says what it needs and with which change it fits. Ctrl-C keeps what is there.
+
+    Args:
+        recipe: As for `plan`.
+        table: For each key its values: `{"img_size": (256, 512)}`; empty for one row a rig.
+        rigs: As for `plan`, any number.
+        config_file: As for `plan`.
+        assumed_samples: As for `plan`.
+        **overrides: As for `plan`; none of the keys of `table`.
+
+    Raises:
+        UsageError: A rig or a key that does not exist, or a value that is wrong whatever stands beside it.
+    """
+    _check_assumed(assumed_samples)
+    rows = rows_of(table, len(rigs))
+    found = {name or "this machine": parse_rig(name) for name in rigs}
+    workloads = _workloads(recipe, table, rows, config_file, overrides)
+
+    @contextlib.contextmanager
+    def plan_row(values: Mapping[str, Any]) -> Iterator[RowPlanner]:
+        workload = workloads[rows.index(dict(values))]
+        if isinstance(workload, UsageError):
+            yield RowPlanner(pins={}, plan=_refuse_with(workload))
+            return
+        with scratch() as folder, contextlib.ExitStack() as stack:
+            known = folder if prepare(workload.recipe, workload.config, folder) else None
+            tracers = tracers_of(workload, known, stack)
+
+            def plan_one(rig: Rig, without: Collection[str]) -> Plan:
+                asked = _without(workload, without) if without else workload
+                made = plan_of(asked, rig, known, tracers=tracers, is_told=False)
+                return made if assumed_samples is None else with_assumed_samples(made, assumed_samples)
+
+            yield RowPlanner(pins=_pins(workload, values), plan=plan_one)
+
+    return fill_table(tuple(table), rows, found, plan_row, tell=lambda text: print(f"{text} ...", file=sys.stderr))
+
+
+def _workloads(
+    recipe: str,
+    table: Mapping[str, Sequence[Any]],
+    rows: Sequence[Mapping[str, Any]],
+    config_file: str | None,
+    overrides: Mapping[str, Any],
+) -> list[Workload | UsageError]:
+    """Return the workload of each row, or why its values do not go together.
+
+    Raises:
+        UsageError: A key that does not exist, or stands beside the table too; a value wrong in every row it is in.
+    """
+    found = load_recipe(recipe)
+    values: dict[str, Any] = {}
+    for given in (read_yaml(config_file) if config_file else {}, overrides):
+        resolved, hints = resolve_aliases(given, found.config)
+        values |= resolved
+        for hint in hints:
+            print(hint, file=sys.stderr)
+    workloads: list[Workload | UsageError] = []
+    for row in rows:
+        resolved, hints = resolve_aliases(row, found.config)
+        for hint in hints if row is rows[0] else ():
+            print(hint, file=sys.stderr)
+        twice = [key for key in resolved if key in overrides]
+        if twice:
+            cause = f"{twice[0]} is given by itself ({overrides[twice[0]]}) and in the table."
+            raise UsageError(cause, f"Leave out {twice[0]}={overrides[twice[0]]}.")
+        try:
+            workloads.append(build_workload(found, values | resolved))
+        except UsageError as error:
+            workloads.append(error)
+    for key, members in table.items():
+        for value in members:
+            own = [workload for row, workload in zip(rows, workloads, strict=True) if row[key] == value]
+            if isinstance(own[0], UsageError) and all(isinstance(workload, UsageError) for workload in own):
+                raise own[0]
+    return workloads
+
+
+def _refuse_with(error: UsageError) -> Callable[[Rig, Collection[str]], Plan]:
+    def refuse(rig: Rig, without: Collection[str]) -> Plan:
+        raise error
+
+    return refuse
+
+
+def _pins(workload: Workload, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pins that are set, without those the table is about: a table of them wants to know each."""
+    config = workload.config
+    return {
+        key: getattr(config, key)
+        for key in PINS
+        if key not in row and getattr(config, key) is not None and getattr(config, key) != _default(config, key)
+    }
+
+
+def _default(config: WorkloadConfig, key: str) -> Any:
+    return type(config).model_fields[key].default
+
+
+def _without(workload: Workload, pins: Collection[str]) -> Workload:
+    """Return `workload` with some pins left out, in every stage."""
+    nothing = dict.fromkeys(pins)
+    return replace(
+        workload,
+        config=workload.config.model_copy(update=nothing),
+        stage_configs=tuple(config.model_copy(update=nothing) for config in workload.stage_configs),
+    )
+
+
+def _check_assumed(num_samples: int | None) -> None:
+    if num_samples is not None and num_samples < 1:
+        raise UsageError(f"{num_samples} training samples cannot be assumed.", "Give --samples a number above 0.")
 
 
 def train(

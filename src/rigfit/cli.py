@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rigfit import __version__
-from rigfit.errors import RigfitError, UsageError
+from rigfit.errors import DoesNotFitError, RigfitError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -161,22 +162,91 @@ def _options(
 def plan(
     ctx: typer.Context,
     target: Annotated[str, typer.Argument(metavar="RECIPE|FILE.py [KEY=VALUE ...]", help="What to plan.")],
-    rig: _Rig = None,
+    rig: Annotated[str | None, typer.Option("--rig", help="As for train; several as in '2x t4; 2x 4090'.")] = None,
     config: _Config = None,
+    table: Annotated[
+        list[str] | None, typer.Option("--table", metavar="KEY=A,B", help="One row for each value; can be repeated.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Training samples to assume while the data are unknown.")
+    ] = None,
+    why: Annotated[bool, typer.Option("--why", help="Say what the memory is, when, and what was weighed.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE.html|FILE.svg", help="Draw the memory over a step.")
+    ] = None,
     as_json: _Json = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write the plan to this file, for `rigfit train`.")] = None,
-) -> None:
+) -> int:
     """Say what fits, at which batch, before anything runs."""
+    if target.endswith(".json"):
+        raise UsageError(f"{target} is a plan already: all was decided when it was made.", _RECIPE_INSTEAD)
     _check_target(target)
-    rig, overrides = _read_words(ctx.args, rig)
+    words = list(ctx.args)
+    if why and picture is None and words and "=" not in words[-1] and words[-1].endswith((".html", ".svg")):
+        picture = Path(words.pop())
+    rig, overrides = _read_words(words, rig)
+    given: dict[str, Any] = {"config_file": _text(config), "assumed_samples": samples, **overrides}
+    if table or (rig and ";" in rig):
+        _refuse_with_a_table({"--why": why, "--picture": picture is not None, "--out": out is not None})
+        return _plan_table(target, table or [], rig, given, as_json=as_json)
+    if picture is not None and picture.suffix not in (".html", ".svg"):
+        raise UsageError(f"{picture} is no kind of picture that is written here.", "Name it FILE.html or FILE.svg.")
     from rigfit import api
-    from rigfit.planning.explain import explain
 
     with _only_json_on_stdout(as_json):
-        made = api.plan(target, rig=rig, config_file=_text(config), **overrides)
+        made = api.plan(target, rig=rig, **given)
     if out is not None:
-        _write_plan(made, out)
-    typer.echo(made.to_json() if as_json else explain(made), nl=not as_json)
+        _write(out, made.to_json(), "--out")
+    if picture is not None:
+        from rigfit.planning.picture import draw_page, draw_svg
+
+        _write(picture, draw_svg(made) if picture.suffix == ".svg" else draw_page(made), "--picture")
+    if as_json:
+        typer.echo(made.to_json(), nl=False)
+    else:
+        _tell_plan(made, is_why=why)
+    return 0
+
+
+_RECIPE_INSTEAD = (
+    "Give the recipe, as in `rigfit plan autoencoder img_size=256`; `rigfit train PLAN.json` carries one out."
+)
+
+
+def _tell_plan(made: Plan, *, is_why: bool) -> None:
+    from rigfit.planning.explain import explain
+    from rigfit.planning.hours import describe_hours, reckon_hours
+
+    typer.echo(explain(made))
+    hours = reckon_hours(made)
+    if hours is not None:
+        typer.echo(textwrap.fill(f"in all: {describe_hours(hours, made)}", 100) + "\n")
+    if is_why:
+        from rigfit.planning.why import explain_why
+
+        typer.echo(explain_why(made), nl=False)
+
+
+def _refuse_with_a_table(given: dict[str, bool]) -> None:
+    for option, is_given in given.items():
+        if is_given:
+            raise UsageError(f"{option} is about one plan, not about a table of them.", f"Leave out {option}.")
+
+
+def _plan_table(target: str, table: list[str], rig: str | None, given: dict[str, Any], *, as_json: bool) -> int:
+    """Print the table; the exit code is 3 where nothing fits, 130 where somebody interrupted."""
+    from rigfit.planning.axes import parse_axes, parse_rigs
+
+    axes, rigs = parse_axes(table), parse_rigs(rig)
+    from rigfit import api
+    from rigfit.planning.table_text import draw_table, table_to_json
+
+    with _only_json_on_stdout(as_json):
+        made = api.plan_table(target, axes, rigs=rigs, **given)
+    typer.echo(json.dumps(table_to_json(made), indent=2) if as_json else draw_table(made), nl=as_json)
+    if made.is_interrupted:
+        return 130
+    return 0 if made.has_any_plan else DoesNotFitError.exit_code
 
 
 @app.command(context_settings=_TAKES_OVERRIDES)
@@ -313,15 +383,17 @@ def _read_plan(path: str) -> Plan:
         ) from None
 
 
-def _write_plan(made: Plan, path: Path) -> None:
-    """Write the whole plan or nothing."""
+def _write(path: Path, text: str, option: str) -> None:
+    """Write the whole text or nothing."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_text(made.to_json(), encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
-        raise UsageError(f"{path} cannot be written: {error.strerror}.", "Choose another file with --out.") from None
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror}.", f"Choose another file with {option}."
+        ) from None
 
 
 def _only_json_on_stdout(as_json: bool) -> contextlib.AbstractContextManager[object]:

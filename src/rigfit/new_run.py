@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,23 @@ def prepare(recipe: Recipe, config: WorkloadConfig, folder: Path) -> bool:
     return True
 
 
-def plan_of(workload: Workload, rig: Rig, folder: Path | None) -> Plan:
-    """Return the plan, with durations where the data are known."""
+def tracers_of(workload: Workload, folder: Path | None, stack: contextlib.ExitStack) -> list[Tracer]:
+    """Return what reads the steps of each stage on paper; their processes start when asked and end with `stack`."""
+    return [stack.enter_context(Tracer(workload.recipe, config, folder)) for config in workload.stage_configs]
+
+
+def plan_of(
+    workload: Workload, rig: Rig, folder: Path | None, *, tracers: Sequence[Tracer] | None = None, is_told: bool = True
+) -> Plan:
+    """Return the plan, with durations where the data are known.
+
+    Args:
+        workload: What to train.
+        rig: On what.
+        folder: The prepared data, or None.
+        tracers: Of the same stages, kept from one plan to the next; made here when absent.
+        is_told: Whether to tell a person what takes seconds.
+    """
     sizes: list[tuple[int, int]] | None = None
     facts: list[str] = []
     if folder is not None:
@@ -78,12 +93,16 @@ def plan_of(workload: Workload, rig: Rig, folder: Path | None) -> Plan:
         sizes = [(len(split.train), len(split.validation)) for split in splits]
         facts = list(dict.fromkeys(fact for split in splits for fact in split.facts))
     with contextlib.ExitStack() as stack:
-        prices = [_prices(workload.recipe, config, rig, folder, stack) for config in workload.stage_configs]
+        readers = tracers_of(workload, folder, stack) if tracers is None else tracers
+        prices = [
+            _prices(workload.recipe, config, rig, folder, tracer, is_told=is_told)
+            for config, tracer in zip(workload.stage_configs, readers, strict=True)
+        ]
         return make_plan(workload, rig, prices, facts=facts, data_sizes=sizes)
 
 
 def _prices(
-    recipe: Recipe, config: WorkloadConfig, rig: Rig, folder: Path | None, stack: contextlib.ExitStack
+    recipe: Recipe, config: WorkloadConfig, rig: Rig, folder: Path | None, tracer: Tracer, *, is_told: bool
 ) -> Prices | None:
     """Return what a pass costs: measured on CPU ranks that are here, else read on paper.
 
@@ -93,10 +112,11 @@ def _prices(
         return None
     if rig.kind == "cpu" and rig.is_here and folder is not None:
         precision, _, _ = choose_precision(rig, config.precision)
-        _say("measuring memory and speed: a few real steps at two micro-batch sizes")
+        if is_told:
+            _say("measuring memory and speed: a few real steps at two micro-batch sizes")
         return probe(recipe, config, rig, precision, folder=folder)
-    _say("reading the training step on paper, for memory and time")
-    tracer = stack.enter_context(Tracer(recipe, config, folder))
+    if is_told:
+        _say("reading the training step on paper, for memory and time")
     return paper_prices(tracer, config, rig)
 
 

@@ -51,6 +51,21 @@ class Choice:
     notes: tuple[str, ...] = ()
 
 
+class NothingFitsError(DoesNotFitError):
+    """No way of running a stage fits; with all that was weighed, and the bytes a rank may use."""
+
+    def __init__(self, last: DoesNotFitError, candidates: tuple[Candidate, ...], limit_bytes: int) -> None:
+        super().__init__(last.cause, last.remedy)
+        self.candidates = candidates
+        self.limit_bytes = limit_bytes
+
+    @property
+    def least(self) -> Candidate | None:
+        """Of what was refused for memory, the way that needs the fewest bytes."""
+        known = [candidate for candidate in self.candidates if candidate.is_too_large]
+        return min(known, key=lambda candidate: candidate.predicted_upper_bytes or 0, default=None)
+
+
 def search(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> Choice:
     """Return the fastest way that fits; among equally fast ones the one with the fewest departures from what was asked.
 
@@ -74,9 +89,17 @@ def search(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> Choice:
         if best is None or _speed(found) > _speed(best) * (1 + SPEED_TOLERANCE):
             best = found
     if best is None:
-        raise searched.refusal(refusals)
+        raise NothingFitsError(
+            searched.refusal(refusals), _of_the_pinned_size(config, searched.weighed), searched.limit
+        )
     best = searched.shared_unequally(best) or best
     return replace(best, candidates=tuple(searched.weighed))
+
+
+def _of_the_pinned_size(config: WorkloadConfig, weighed: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Return what was weighed at the micro-batch that a person pinned; all of it where none is pinned."""
+    pinned = config.micro_batch_size
+    return tuple(candidate for candidate in weighed if pinned in (None, candidate.micro_batch_size))
 
 
 def _speed(choice: Choice) -> float:

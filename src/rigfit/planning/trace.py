@@ -178,7 +178,11 @@ def without_accumulation(trace: Trace) -> Trace:
     moved.append(len(order))
     kept = [call for call in trace.calls if not any(start < call.position <= stop for start, stop in spans)]
     calls = tuple(call._replace(position=moved[call.position]) for call in kept)
-    marks = tuple(mark._replace(position=moved[mark.position]) for mark in trace.marks if mark.micro_step == 0)
+    marks = tuple(
+        mark._replace(position=moved[mark.position], micro_step=0)
+        for mark in trace.marks
+        if mark.micro_step == 0 or mark.phase is Phase.UPDATE  # the update follows the last pass, which is the one now
+    )
     return replace(trace, order=tuple(order), calls=calls, marks=marks)
 
 

@@ -1,0 +1,127 @@
+"""How long a whole plan takes: hours, GPU-hours, sittings, once speed and number of samples are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+
+from rigfit.planning.make import with_data
+from rigfit.planning.plan import Duration, Plan, StagePlan
+from rigfit.planning.words import count, rank_word
+
+SITTING_HOURS = 12
+"""What free notebooks and many queues grant at a time (Kaggle: 12 hours, kaggle.com/docs/notebooks)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hours:
+    """What a plan costs in time, over all of its stages.
+
+    Args:
+        seconds: Of training steps only: without start, evaluations and checkpoints, which nobody predicts.
+        num_devices: GPUs, or CPU ranks, all of them busy for that long.
+        num_steps, num_evaluations, num_checkpoints: Over all stages.
+        epochs: Passes over the training samples, over all stages.
+        source: Where speed and number of samples come from, in words.
+    """
+
+    seconds: float
+    num_devices: int
+    num_steps: int
+    num_evaluations: int
+    num_checkpoints: int
+    epochs: float
+    source: str
+
+    @property
+    def hours(self) -> float:
+        return self.seconds / 3600
+
+    @property
+    def device_hours(self) -> float:
+        """Hours times devices: what a bill counts."""
+        return self.hours * self.num_devices
+
+    @property
+    def num_sittings(self) -> int:
+        """Sittings of 12 hours, the last one begun."""
+        return max(1, ceil(self.hours / SITTING_HOURS))
+
+
+def reckon_hours(plan: Plan) -> Hours | None:
+    """Return what `plan` takes, or None where the speed or the number of samples of a stage is unknown."""
+    seconds = epochs = 0.0
+    steps = evaluations = checkpoints = 0
+    for stage in plan.stages:
+        duration, speed = stage.duration, stage.predicted_samples_per_second
+        if duration is None or not speed:
+            return None
+        seconds += duration.total_samples / speed
+        epochs += duration.total_samples / duration.num_train_samples
+        steps += duration.total_steps
+        evaluations += _times(duration, duration.eval_every_steps) if duration.num_validation_samples else 0
+        checkpoints += _times(duration, duration.save_every_steps)
+    sources = dict.fromkeys(f"speed {_speed_source(stage)}" for stage in plan.stages)
+    counted = "samples assumed" if _is_assumed(plan) else "samples counted"
+    return Hours(
+        seconds=seconds,
+        num_devices=plan.rig.world_size,
+        num_steps=steps,
+        num_evaluations=evaluations,
+        num_checkpoints=checkpoints,
+        epochs=epochs,
+        source=", ".join((*sources, counted)),
+    )
+
+
+def describe_hours(hours: Hours, plan: Plan) -> str:
+    """Return `3.2 h on 2 GPUs = 6.4 GPU-hours = 1 sitting of 12 h, for 50 epochs = ...`."""
+    word = rank_word(plan.rig.kind)
+    return (
+        f"{format_hours(hours.hours)} h on {count(hours.num_devices, word)} = {format_hours(hours.device_hours)} "
+        f"{word}-hours = {count(hours.num_sittings, 'sitting')} of {SITTING_HOURS} h, for {hours.epochs:.4g} epochs = "
+        f"{count(hours.num_steps, 'step')}, with {count(hours.num_evaluations, 'evaluation')} and "
+        f"{count(hours.num_checkpoints, 'checkpoint')}, whose own time is not in it ({hours.source})"
+    )
+
+
+def format_hours(hours: float) -> str:
+    """Return hours with two digits that matter: `0.031`, `3.2`, `48`."""
+    return f"{hours:.0f}" if hours >= 10 else f"{hours:.2g}"
+
+
+def with_assumed_samples(plan: Plan, num_samples: int) -> Plan:
+    """Return `plan` with durations for an assumed number of training samples, where the data are unknown.
+
+    Where the recipe holds out a share of the data, as many as belong to that share are assumed beside them. A plan
+    whose data are known stays as it is and says so.
+    """
+    if all(stage.duration is not None for stage in plan.stages):
+        fact = f"The data are known: the {count(num_samples, 'sample')} to be assumed were not needed."
+        return replace(plan, facts=(*plan.facts, fact))
+    sizes = [(num_samples, _num_held_out(stage, num_samples)) for stage in plan.stages]
+    held_out = f" and {count(sizes[0][1], 'held-out sample')}" if sizes[0][1] else ""
+    fact = f"{_ASSUMED}, with {count(num_samples, 'training sample')}{held_out} assumed."
+    return with_data(plan, sizes, (fact,))
+
+
+_ASSUMED = "Planned before the data were known"
+
+
+def _is_assumed(plan: Plan) -> bool:
+    return any(fact.startswith(_ASSUMED) for fact in plan.facts)
+
+
+def _num_held_out(stage: StagePlan, num_samples: int) -> int:
+    share = stage.config.get("validation_fraction")
+    return round(num_samples * share / (1 - share)) if isinstance(share, float) and 0 < share < 1 else 0
+
+
+def _times(duration: Duration, every: int) -> int:
+    """Return how often something happens that happens every so many steps, and at the end."""
+    return ceil(duration.total_steps / every)
+
+
+def _speed_source(stage: StagePlan) -> str:
+    known = stage.predicted_speed_source
+    return f"{stage.predicted_source}: {known}" if known else str(stage.predicted_source)

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rigfit.errors import UsageError
+from rigfit.hardware.parse import parse_rig
+from rigfit.hardware.rig import Rig
+from rigfit.planning.axes import parse_axes, parse_rigs, rows_of
+from rigfit.planning.hours import describe_hours, reckon_hours, with_assumed_samples
+from rigfit.planning.make import make_plan
+from rigfit.planning.plan import Plan, Profile, Source
+from rigfit.planning.table import RowPlanner, Table, fill_table
+from rigfit.planning.table_text import draw_bar, draw_table, table_to_json
+from rigfit.units import GIB, MIB
+from rigfit.workload import Recipe, Workload, WorkloadConfig
+
+
+class TileConfig(WorkloadConfig):
+    img_size: int = 256
+    lr: float | None = 1e-3
+    validation_fraction: float = 0.1
+
+
+RECIPE = Recipe(name="tiles", summary="for tests", config=TileConfig, task_module="none", data_module="none")
+
+
+def rig(name: str) -> Rig:
+    return parse_rig(name, gpus=(), num_cores=4)
+
+
+def profile(img_size: int) -> Profile:
+    """A sample of 256 pixels takes 1 GiB and 0.1 s, one of 512 pixels four times that."""
+    cost = (img_size // 256) ** 2
+    return Profile(
+        fixed_bytes=GIB,
+        bytes_per_sample=cost * GIB,
+        fixed_seconds=0.0,
+        seconds_per_sample=0.1 * cost,
+        smallest_measured=1,
+        largest_measured=4,
+        source=Source.ESTIMATED,
+    )
+
+
+def plan_of(config: TileConfig, where: Rig) -> Plan:
+    workload = Workload(recipe=RECIPE, config=config, stage_configs=(config,))
+    return make_plan(workload, where, [profile(config.img_size)], facts=(), data_sizes=None)
+
+
+def table_of(rigs: Collection[str], *sizes: int, stop_at: int = -1, **pins: Any) -> Table:
+    """Plan in earnest, with costs that are known; pressing Ctrl-C at the size `stop_at`."""
+
+    @contextlib.contextmanager
+    def plan_row(values: Mapping[str, Any]) -> Iterator[RowPlanner]:
+        if values["img_size"] == stop_at:
+            raise KeyboardInterrupt
+
+        def plan_one(where: Rig, without: Collection[str]) -> Plan:
+            kept = {key: value for key, value in pins.items() if key not in without}
+            return plan_of(TileConfig(img_size=values["img_size"], effective_batch_size=32, **kept), where)
+
+        yield RowPlanner(pins=pins, plan=plan_one)
+
+    rows = rows_of({"img_size": sizes}, len(rigs))
+    return fill_table(("img_size",), rows, {name: rig(name) for name in rigs}, plan_row, tell=lambda text: None)
+
+
+def test_values_are_read_as_on_the_command_line():
+    assert parse_axes(["img-size=256, 512,256", "loss=mse,'a,b'", "betas=[1, 2],[3]"]) == {
+        "img_size": (256, 512),
+        "loss": ("mse", "a,b"),
+        "betas": ([1, 2], [3]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("texts", "cause", "remedy"),
+    [
+        (["img_size"], "does not say which key", "--table img_size=256,512"),
+        (["img_size="], "gives img_size no value", "--table img_size=A,B"),
+        (["img_size=256,,512"], "an empty place between its commas", "--table img_size=256,512"),
+        (["img_size=256", "img_size=512"], "img_size is there twice", "--table img_size=256,512"),
+    ],
+)
+def test_a_list_that_says_nothing_is_refused_and_the_way_out_works(texts, cause, remedy):
+    with pytest.raises(UsageError) as caught:
+        parse_axes(texts)
+    assert cause in caught.value.cause
+    assert remedy in caught.value.remedy
+    parse_axes([remedy.removeprefix("--table ")])
+
+
+def test_rigs_are_separated_by_semicolons():
+    assert parse_rigs("2x t4; 2x 4090;8x a100-80gb") == ("2x t4", "2x 4090", "8x a100-80gb")
+    assert parse_rigs(None) == (None,)
+    with pytest.raises(UsageError) as caught:
+        parse_rigs("2x t4;;4090;")
+    assert caught.value.remedy == 'Write --rig "2x t4; 4090".'
+    assert parse_rigs("2x t4; 4090") == ("2x t4", "4090")
+
+
+def test_rows_are_the_cartesian_product_and_not_more_than_anybody_reads():
+    assert rows_of({"a": (1, 2), "b": (3, 4)}, 1) == [{"a": a, "b": b} for a in (1, 2) for b in (3, 4)]
+    assert rows_of({}, 3) == [{}]
+    with pytest.raises(UsageError, match="1,000 cells"):
+        rows_of({"a": range(500)}, 2)
+
+
+def test_a_bar_shows_the_whole_device():
+    # 20 characters for 20 GiB: 5 of peak, 1 of margin, 12 free, 2 that cannot be used.
+    assert draw_bar(5 * GIB, 6 * GIB, 18 * GIB, 20 * GIB) == "[#####+............oo]"
+    assert draw_bar(1, 1, 18 * GIB, 20 * GIB) == "[#.................oo]", "a little is not nothing"
+    assert draw_bar(18 * GIB, 18 * GIB, 18 * GIB, 20 * GIB) == f"[{'#' * 18}oo]"
+
+
+def test_a_row_that_does_not_fit_says_what_it_needs_and_what_helps():
+    """A T4 shows 14.6 GiB, a sample of 1024 pixels needs 1 + 16 GiB; a card of 24 GiB has room, one of 16 has not."""
+    table = table_of(["t4"], 256, 512, 1024)
+    assert [cell.plan is not None for cell in table.cells] == [True, True, False]
+    refused = table.cells[2].refused
+    assert refused is not None
+    assert refused.is_too_large
+    assert (refused.peak_bytes, refused.micro_batch_size) == (17 * GIB, 1)
+    smaller, larger = table.cells[2].ways_out
+    assert smaller.change == "img_size=512", "the nearest smaller value that fits"
+    assert larger.plan.stages[0].predicted_peak_bytes <= larger.plan.rig.smallest_memory
+    # What is said to help does: the change is parsed and planned once more.
+    helped = rig(larger.change.removeprefix('--rig "').rstrip('"'))
+    assert plan_of(TileConfig(img_size=1024, effective_batch_size=32), helped).stages == larger.plan.stages
+    text = draw_table(table)
+    assert "needs at least 17.0 GiB per GPU" in text
+    assert "fits with img_size=512: " in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_leaving_out_a_pin_is_the_first_way_out():
+    table = table_of(["t4"], 512, micro_batch_size=16)
+    (way,) = table.cells[0].ways_out
+    assert way.change == "micro_batch_size=16 left out"
+    assert way.plan.stages[0].layout.effective_batch_size == 32
+    assert table.cells[0].refused.peak_bytes == 65 * GIB
+
+
+def test_a_grid_has_a_cell_for_each_value_and_rig():
+    table = table_of(["t4", "titan-rtx"], 512, 1024)
+    assert [(cell.values["img_size"], cell.rig_name, cell.plan is not None) for cell in table.cells] == [
+        (512, "t4", True),
+        (512, "titan-rtx", True),
+        (1024, "t4", False),
+        (1024, "titan-rtx", True),
+    ]
+    lines = draw_table(table).splitlines()
+    assert lines[0].split() == ["img_size", "t4", "titan-rtx"]
+    assert any(line.startswith("1024") and "no: needs 17.0 GiB" in line for line in lines)
+    assert any('fits with --rig "titan-rtx"' in line for line in lines)
+
+
+def test_ctrl_c_keeps_what_is_there():
+    table = table_of(["t4"], 256, 512, 1024, stop_at=1024)
+    assert [cell.values["img_size"] for cell in table.cells] == [256, 512]
+    assert table.is_interrupted
+    assert draw_table(table).endswith("Interrupted: the rest was not planned.\n")
+
+
+def test_the_json_of_a_table_has_units_in_its_names():
+    fitting, refused = json.loads(json.dumps(table_to_json(table_of(["t4"], 256, 1024))))
+    stage = fitting["stages"][0]
+    assert fitting["fits"] is True
+    assert stage["peak_bytes"] == GIB + stage["micro_batch_sizes"][0] * GIB
+    assert stage["samples_per_second"] == 10.0
+    assert refused["fits"] is False
+    assert refused["needed_peak_bytes"] == 17 * GIB
+    assert refused["ways_out"][0]["change"] == "img_size=256"
+
+
+def test_hours_follow_from_speed_and_assumed_samples():
+    """9,000 samples and 30 epochs at 10 samples/s: 27,000 s = 7.5 h on one card; a tenth is held out: 1,000."""
+    made = plan_of(TileConfig(effective_batch_size=32, epochs=30), rig("t4"))
+    assert reckon_hours(made) is None
+    assumed = with_assumed_samples(made, 9000)
+    hours = reckon_hours(assumed)
+    assert hours is not None
+    assert hours.seconds == pytest.approx(27_000)
+    assert (hours.num_sittings, hours.epochs) == (1, 30)
+    assert hours.num_steps == 8438  # 270,000 / 32, rounded up
+    assert assumed.stages[0].duration.num_validation_samples == 1000
+    assert hours.num_evaluations == 31  # every 281 steps (9000 / 32): 30 times, and at the end
+    assert "assumed" in describe_hours(hours, assumed)
+    assert replace(hours, seconds=12.1 * 3600).num_sittings == 2
+    assert "were not needed" in with_assumed_samples(assumed, 5).facts[-1]
+
+
+def test_bytes_below_a_gib_are_not_told_as_nothing():
+    assert "0.25" in draw_table(_small_table())
+
+
+def _small_table() -> Table:
+    table = table_of(["t4"], 256)
+    (cell,) = table.cells
+    assert cell.plan is not None
+    stage = replace(cell.plan.stages[0], predicted_peak_bytes=256 * MIB, predicted_upper_bytes=256 * MIB)
+    return replace(table, cells=(replace(cell, plan=cell.plan.with_stages((stage,))),))
