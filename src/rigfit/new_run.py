@@ -17,13 +17,14 @@ from rigfit.aliases import resolve_aliases
 from rigfit.errors import RunError, UsageError
 from rigfit.hardware.parse import parse_rig
 from rigfit.hardware.rig import Rig
+from rigfit.measuring.loading import seconds_per_sample
 from rigfit.measuring.prices import paper_prices
 from rigfit.measuring.probe import probe
 from rigfit.measuring.trace import Tracer
 from rigfit.overrides import build_workload
 from rigfit.planning.costs import Prices
 from rigfit.planning.explain import explain
-from rigfit.planning.make import make_plan, move_to, with_data
+from rigfit.planning.make import make_plan, move_to, with_data, with_loading
 from rigfit.planning.plan import Plan, require_whole
 from rigfit.planning.precision import choose_precision
 from rigfit.recipes import load_module, load_recipe, open_splits
@@ -88,17 +89,20 @@ def plan_of(
     """
     sizes: list[tuple[int, int]] | None = None
     facts: list[str] = []
+    loading: list[float | None] = [None] * len(workload.stage_configs)
     if folder is not None:
         splits = [open_splits(workload.recipe, config, folder) for config in workload.stage_configs]
         sizes = [(len(split.train), len(split.validation)) for split in splits]
         facts = list(dict.fromkeys(fact for split in splits for fact in split.facts))
+        loading = [seconds_per_sample(split.train, workload.config.seed) for split in splits]
     with contextlib.ExitStack() as stack:
         readers = tracers_of(workload, folder, stack) if tracers is None else tracers
         prices = [
             _prices(workload.recipe, config, rig, folder, tracer, is_told=is_told)
             for config, tracer in zip(workload.stage_configs, readers, strict=True)
         ]
-        return make_plan(workload, rig, prices, facts=facts, data_sizes=sizes)
+        made = make_plan(workload, rig, prices, facts=facts, data_sizes=sizes)
+        return with_loading(made, loading)
 
 
 def _prices(

@@ -43,6 +43,7 @@ def stage(num_ranks: int, num_steps: int) -> StagePlan:
         memory=None,
         predicted_speed_error=None,
         predicted_speed_source=None,
+        loading_samples_per_second=None,
         channels_last=False,
         learning_rate=3e-5,
         learning_rate_derivation="given",

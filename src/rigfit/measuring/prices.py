@@ -56,7 +56,7 @@ def paper_prices(tracer: Tracer, config: WorkloadConfig, rig: Rig) -> PaperPrice
             share=share,
             workspaces=read_workspaces(),
             expandable_segments=rig.kind == "cuda" and not (rig.is_here and sys.platform == "win32"),
-            clock=clock_of(rig, strategy=variant.strategy, allow_tf32=allow_tf32),
+            clock=clock_of(rig, trace, strategy=variant.strategy, allow_tf32=allow_tf32),
         )
 
     asked: Recomputed = "all" if config.activation_checkpointing else "none"

@@ -24,12 +24,14 @@ class RigClock:
         world_size: Ranks.
         strategy: What the ranks exchange.
         allow_tf32: Whether float32 products may run as TF32.
+        gradient_bytes: Of all gradients of one step, whole.
     """
 
     cards: tuple[CardRates, ...]
     world_size: int
     strategy: Strategy
     allow_tf32: bool
+    gradient_bytes: int
 
     @property
     def error_p90(self) -> float:
@@ -60,19 +62,25 @@ class RigClock:
         step = step_seconds(
             trace, micro_batch_size, card, accumulation_steps=accumulation_steps, allow_tf32=self.allow_tf32
         )
-        exchanged = exchange_seconds(_gradient_bytes(trace), self.world_size, card, backward_seconds=step.backward)
+        exchanged = exchange_seconds(self.gradient_bytes, self.world_size, card, backward_seconds=step.backward)
         if self.strategy == "fully_shard":
             exchanged *= _SHARDED_TRAFFIC * accumulation_steps
         return step.total + exchanged
 
 
-def clock_of(rig: Rig, *, strategy: Strategy, allow_tf32: bool) -> RigClock | None:
-    """Return a clock for `rig`, or None where one of its cards is unknown, or it has none."""
+def clock_of(rig: Rig, trace: Trace, *, strategy: Strategy, allow_tf32: bool) -> RigClock | None:
+    """Return a clock for the steps of `trace`, which is of one device alone; None where a card of `rig` is unknown."""
     entries = [card_of(device) for device in rig.devices]
     if rig.kind == "cpu" or any(entry is None for entry in entries):
         return None
     distinct = {entry.name: rates_of(entry) for entry in entries if entry is not None}
-    return RigClock(cards=tuple(distinct.values()), world_size=rig.world_size, strategy=strategy, allow_tf32=allow_tf32)
+    return RigClock(
+        cards=tuple(distinct.values()),
+        world_size=rig.world_size,
+        strategy=strategy,
+        allow_tf32=allow_tf32,
+        gradient_bytes=_gradient_bytes(trace),
+    )
 
 
 def _gradient_bytes(trace: Trace) -> int:

@@ -174,7 +174,11 @@ class PaperPrices:
     num_blocks: int
     read: Callable[[Recomputed, int | None], Trace]
     price: Callable[[Trace, Variant], PaperCosts]
+    _known: dict[tuple[Variant, int | None], PaperCosts] = field(default_factory=dict)
 
     def costs(self, variant: Variant, exact_at: int | None = None) -> PaperCosts:
         """Return what a variant costs."""
-        return self.price(self.read(variant.recomputed, exact_at), variant)
+        key = (variant, exact_at)
+        if key not in self._known:
+            self._known[key] = self.price(self.read(variant.recomputed, exact_at), variant)
+        return self._known[key]

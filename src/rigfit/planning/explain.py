@@ -72,16 +72,23 @@ def _duration_lines(stage: StagePlan, noun: str) -> Iterator[Line]:
     else:
         yield "evaluation", f"none: there are no held-out {noun}s"
     yield "checkpoints", f"every {count(duration.save_every_steps, 'step')}"
-    if stage.predicted_samples_per_second is not None:
-        seconds = duration.total_samples / stage.predicted_samples_per_second
-        yield (
-            "time",
-            f"about {format_seconds(seconds)} ({_prediction_source(stage)}): forward and backward of the training "
-            "steps only, without start, waiting for data, exchange between ranks, optimizer, evaluation and "
-            "checkpoints",
-        )
+    speed = stage.expected_samples_per_second
+    if speed is not None:
+        seconds = format_seconds(duration.total_samples / speed)
+        yield "time", f"about {seconds} ({_prediction_source(stage)}): {_time_words(stage)}"
     else:
         yield "time", "not estimated: the speed is unmeasured"
+
+
+def _time_words(stage: StagePlan) -> str:
+    """Return what the time consists of: whole steps where they were read on paper, passes where those were measured."""
+    loading = "" if stage.loading_samples_per_second else ", waiting for data"
+    if stage.predicted_speed_source is not None:
+        return f"the training steps, without start{loading}, evaluation and checkpoints"
+    return (
+        f"forward and backward of the training steps only, without start{loading}, exchange between ranks, optimizer, "
+        "evaluation and checkpoints"
+    )
 
 
 def _length_words(duration: Duration, effective: int, noun: str) -> str:
@@ -175,10 +182,12 @@ def _speed_words(stage: StagePlan, ranks: str) -> str:
 
 def _loading_words(stage: StagePlan, word: str) -> str:
     source = "chosen from the cores" if stage.config.get("num_workers") is None else str(Source.GIVEN)
+    speed = stage.loading_samples_per_second
+    measured = f"; {speed:.3g} samples/s over all ranks (measured on this machine)" if speed else ""
     if stage.num_workers == 0:
-        return f"in the training process of each {word} ({source})"
+        return f"in the training process of each {word} ({source}){measured}"
     number = stage.num_workers
-    return f"{number} loader process{'es' if number != 1 else ''} per {word} ({source})"
+    return f"{number} loader process{'es' if number != 1 else ''} per {word} ({source}){measured}"
 
 
 def _what_differs(plan: Plan, stage: StagePlan) -> str:

@@ -53,7 +53,7 @@ def reckon_hours(plan: Plan) -> Hours | None:
     seconds = epochs = 0.0
     steps = evaluations = checkpoints = 0
     for stage in plan.stages:
-        duration, speed = stage.duration, stage.predicted_samples_per_second
+        duration, speed = stage.duration, stage.expected_samples_per_second
         if duration is None or not speed:
             return None
         seconds += duration.total_samples / speed

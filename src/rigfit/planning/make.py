@@ -72,6 +72,22 @@ def with_data(plan: Plan, data_sizes: Sequence[tuple[int, int]], facts: Sequence
     return replace(plan, stages=stages, facts=plan.facts + tuple(facts))
 
 
+def with_loading(plan: Plan, seconds_per_sample: Sequence[float | None]) -> Plan:
+    """Return `plan` with how fast samples are loaded, from what one process needs for one of them.
+
+    Args:
+        plan: The plan so far.
+        seconds_per_sample: For each stage, measured on this machine; None where nobody measured.
+    """
+
+    def loading(stage: StagePlan, seconds: float | None) -> float | None:
+        return None if not seconds else stage.layout.world_size * max(1, stage.num_workers) / seconds
+
+    pairs = zip(plan.stages, seconds_per_sample, strict=True)
+    stages = tuple(replace(stage, loading_samples_per_second=loading(stage, seconds)) for stage, seconds in pairs)
+    return replace(plan, stages=stages)
+
+
 def move_to(
     plan: Plan, rig: Rig, profiles: Sequence[Profile | None], *, refusals: Sequence[Refusal] | None = None
 ) -> Plan:
@@ -133,6 +149,7 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
         predicted_speed_error=clock.error_p90 if clock else None,
         predicted_speed_source=clock.source if clock else None,
         predicted_source=cost.source,
+        loading_samples_per_second=None,
         memory=choice.costs.profile(choice.layout.largest_micro_batch)
         if isinstance(choice.costs, PaperCosts)
         else None,
@@ -161,6 +178,7 @@ def _move_stage(stage: StagePlan, rig: Rig, profile: Profile | None, refusal: Re
         predicted_speed_error=None,
         predicted_speed_source=None,
         predicted_source=cost.source,
+        loading_samples_per_second=None,
         memory=None,
         candidates=(),
     )

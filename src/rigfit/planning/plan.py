@@ -172,12 +172,22 @@ class StagePlan:
     predicted_speed_source: str | None
     """Where predicted speeds come from, in words; None where they were measured here or nobody knows."""
     predicted_source: Source
+    loading_samples_per_second: float | None
+    """What the loader processes of all ranks deliver, measured on this machine; None while the data are unknown."""
     memory: MemoryProfile | None
     """What is in memory when, as read on paper; None where the step was measured or nobody looked."""
     candidates: tuple[Candidate, ...]
     """Everything that was weighed for this stage, what was chosen among it, and why the rest was refused."""
     couplings: tuple[str, ...]
     duration: Duration | None
+
+    @property
+    def expected_samples_per_second(self) -> float | None:
+        """Over all ranks, loading included: it goes on beside the computing, or between where there is no process."""
+        speed, loading = self.predicted_samples_per_second, self.loading_samples_per_second
+        if not speed or not loading:
+            return speed
+        return min(speed, loading) if self.num_workers else 1 / (1 / speed + 1 / loading)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

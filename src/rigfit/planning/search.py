@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rigfit.errors import DoesNotFitError
@@ -134,9 +134,10 @@ class _Search:
         """Return whether a variant with more departures may be faster than `best`."""
         if not isinstance(best.costs, PaperCosts) or best.costs.clock is None:
             return False
-        share = best.costs.share
-        unlimited = best.costs.samples_per_second(share)
-        return _speed(best) < unlimited * _NEVER_BEATEN_FROM
+        lines = None if self.prices is None else self.prices.costs(best.variant)
+        if not isinstance(lines, PaperCosts):  # `best` holds at its own micro-batch alone
+            return False
+        return _speed(best) < lines.samples_per_second(lines.share) * _NEVER_BEATEN_FROM
 
     def refusal(self, refusals: Sequence[DoesNotFitError]) -> DoesNotFitError:
         """Return why nothing fits: of the variant that needs least, with ways out; else what was said last."""

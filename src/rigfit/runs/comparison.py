@@ -101,12 +101,12 @@ def _compare_stage(number: int, stage: StagePlan, kind: DeviceKind, steps: Seque
         predicted_bytes=predicted_bytes,
         measured_bytes=measured_bytes,
         bytes_bound=bytes_bound,
-        predicted_speed=stage.predicted_samples_per_second,
+        predicted_speed=stage.expected_samples_per_second,
         measured_speed=measured_speed,
         speed_bound=stage.predicted_speed_error,
         findings=(
             *_finding("peak memory", measured_bytes, predicted_bytes, bytes_bound),
-            *_finding("speed", measured_speed, stage.predicted_samples_per_second, stage.predicted_speed_error),
+            *_finding("speed", measured_speed, stage.expected_samples_per_second, stage.predicted_speed_error),
         ),
     )
 
