@@ -1,15 +1,19 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 import typer
 
 from rigfit import __version__
-from rigfit.cli import app, run
+from rigfit.cli import _print_calibration, app, run
 from rigfit.errors import UsageError
+from rigfit.hardware.detect import cpu_devices
+from rigfit.measuring.calibrate import Calibration, Finding
 from rigfit.recipes import RECIPES
 from rigfit.verb_commands import build_verb_app
 
@@ -19,7 +23,7 @@ def test_help_lists_every_command_and_needs_no_arguments(capsys):
     without = capsys.readouterr().out
     assert run(["--help"]) == 0
     assert capsys.readouterr().out == without
-    for command in ("plan", "train", "resume", "eval", "export", "recipes"):
+    for command in ("plan", "train", "resume", "eval", "export", "calibrate", "recipes"):
         assert f"\n  {command} " in without
 
 
@@ -37,6 +41,7 @@ def test_the_options_of_every_command_are_these():
         "resume": ["--rig"],
         "eval": ["--checkpoint", "--json", "--rig"],
         "export": ["--out"],
+        "calibrate": [],
         "recipes": ["--json"],
     }
 
@@ -101,6 +106,38 @@ def test_a_wrong_command_line_ends_in_two_lines_and_exit_code_2(words, cause, re
     assert first.startswith(f"error: {cause}")
     assert remedy in second
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, see tests/gpu/test_calibrate.py")
+def test_calibrating_without_a_gpu_says_where_to_do_it_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("RIGFIT_HOME", str(tmp_path))
+    assert run(["calibrate"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    first, second = printed.err.splitlines()
+    assert first == "error: There is no GPU here that torch can use, so there is nothing to calibrate."
+    assert second == "Run `rigfit calibrate` on the machine that trains; `nvidia-smi` there must list its GPUs."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_calibration_is_a_table_of_measured_and_predicted_times(capsys):
+    findings = (
+        Finding(what="matrix product", group="matrix half", measured_seconds=0.004, formula_seconds=0.002),
+        Finding(what="copy of a tensor", group="", measured_seconds=0.001, formula_seconds=0.0015),
+    )
+    gpu = replace(cpu_devices(1, 1)[0], kind="cuda", name="NVIDIA L4", index=3)
+    _print_calibration(Calibration(device=gpu, card="NVIDIA L4", findings=findings, factors={"matrix half": 0.5}))
+    _print_calibration(Calibration(device=replace(gpu, name="Strange"), card=None, findings=(), factors={}))
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
+        "GPU 3: NVIDIA L4",
+        "what measured by formula factor",
+        "matrix product 4 ms 2 ms 0.5",
+        "copy of a tensor 1 ms 1.5 ms 1.5 (only shown)",
+        "",
+        "GPU 3: Strange",
+        "not measured: it is not in the catalogue, so there is no formula to correct",
+        "",
+    ]
 
 
 def test_a_run_folder_is_not_trained_but_resumed(capsys, tmp_path):

@@ -18,10 +18,12 @@ from rigfit.hardware.parse import parse_rig
 from rigfit.hardware.rig import Rig
 from rigfit.launching.join import joins_others, rig_of_ranks, train_among_others
 from rigfit.launching.launch import launch
+from rigfit.measuring.calibrate import Calibration, calibrate_gpus, slowest
 from rigfit.new_run import new_run, plan_of, prepare, ready_to_resume, scratch, tracers_of, workload_of
 from rigfit.overrides import build_workload
 from rigfit.planning.axes import rows_of
 from rigfit.planning.hours import with_assumed_samples
+from rigfit.planning.local_rates import record_factors
 from rigfit.planning.plan import BatchLayout, Plan
 from rigfit.planning.table import PINS, RowPlanner, Table, fill_table
 from rigfit.recipes import load_module, load_recipe
@@ -254,6 +256,24 @@ def evaluate(run: str | Run, *, rig: str | None = None, checkpoint: str = "best"
 def export(run: str | Run, out: str | None = None) -> Path:
     """Write the best weights as `model.safetensors` and `config.json`; return the folder."""
     return export_run(run if isinstance(run, Run) else Run.open(run), Path(out) if out else None)
+
+
+def calibrate() -> tuple[Calibration, ...]:
+    """Measure how fast every GPU of this machine is, in a minute at most; plans made here then use it.
+
+    Raises:
+        UsageError: There is no GPU, one has no room, or what was found cannot be written.
+    """
+    found = calibrate_gpus()
+    for card, factors in slowest(found).items():
+        try:
+            record_factors(card, factors)
+        except (OSError, RuntimeError) as error:
+            raise UsageError(
+                f"What was measured cannot be written: {error}.",
+                "Set the environment variable RIGFIT_HOME to a folder that you may write to.",
+            ) from None
+    return found
 
 
 def verb(

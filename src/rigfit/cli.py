@@ -21,6 +21,7 @@ from rigfit.errors import DoesNotFitError, RigfitError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rigfit.measuring.calibrate import Calibration
     from rigfit.planning.plan import Plan
     from rigfit.verb_commands import VerbCaller
 
@@ -304,6 +305,19 @@ def export(
     typer.echo(str(api.export(run_folder, _text(out))))
 
 
+@app.command()
+def calibrate() -> None:
+    """Measure how fast the GPUs here are, in a minute, for the speeds that plans predict."""
+    from rigfit import api
+    from rigfit.planning.local_rates import rates_path
+
+    found = api.calibrate()
+    for one in found:
+        _print_calibration(one)
+    if any(one.card for one in found):
+        typer.echo(f"Written to {rates_path()}; plans for these cards use it.")
+
+
 @recipes_app.callback(invoke_without_command=True)
 def recipes(ctx: typer.Context, as_json: _Json = False) -> None:
     """List recipes, or show one's keys."""
@@ -413,6 +427,24 @@ def _console() -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _WIDTH_OF_A_FILE
     return console
+
+
+def _print_calibration(one: Calibration) -> None:
+    typer.echo(f"GPU {one.device.index}: {one.device.name}")
+    if one.card is None:
+        typer.echo("not measured: it is not in the catalogue, so there is no formula to correct\n")
+        return
+    rows = [
+        (
+            finding.what,
+            f"{finding.measured_seconds * 1e3:.4g} ms",
+            f"{finding.formula_seconds * 1e3:.4g} ms",
+            f"{finding.factor:.3g}{'' if finding.group else ' (only shown)'}",
+        )
+        for finding in one.findings
+    ]
+    _print_table(("what", "measured", "by formula", "factor"), rows)
+    typer.echo()
 
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

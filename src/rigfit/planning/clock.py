@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from rigfit.hardware.catalogue import card_of
 from rigfit.hardware.rig import Device, Rig
+from rigfit.planning.local_rates import correct, read_local
 from rigfit.planning.speed import CardRates, exchange_seconds, rates_of, step_seconds
 from rigfit.planning.trace import Kind, Trace
 from rigfit.workload import Strategy
@@ -69,11 +70,17 @@ class RigClock:
 
 
 def clock_of(rig: Rig, trace: Trace, *, strategy: Strategy, allow_tf32: bool) -> RigClock | None:
-    """Return a clock for the steps of `trace`, which is of one device alone; None where a card of `rig` is unknown."""
+    """Return a clock for the steps of `trace`, which is of one device alone; None where a card of `rig` is unknown.
+
+    What this machine has measured corrects the rates of its cards, and of cards of the same name elsewhere.
+    """
     entries = [card_of(device) for device in rig.devices]
     if rig.kind == "cpu" or any(entry is None for entry in entries):
         return None
-    distinct = {entry.name: rates_of(entry) for entry in entries if entry is not None}
+    local = read_local()
+    distinct = {
+        entry.name: correct(rates_of(entry), local, is_here=rig.is_here) for entry in entries if entry is not None
+    }
     return RigClock(
         cards=tuple(distinct.values()),
         world_size=rig.world_size,
