@@ -1,15 +1,16 @@
 """Hold predicted `memory_allocated` after a step against PEFT's own, byte-exact, for Llama-3.2-3B and its adapters.
 
-    python benchmarks/planner/peft_static.py --truth peft_method_comparison.csv [--only lora ...] [--length-check]
+    python benchmarks/planner/peft_static.py --truth peft_method_comparison.csv [--only lora ...] [--kept ROWS.jsonl]
 
 Reads each method's real step on paper (real `peft` adapters, real optimizer), at two sequence lengths, replays the
 allocator over the benchmark's batches and compares what is allocated after a step. Writes
 benchmarks/results/planner_peft_static.json. Needs peft and transformers beside rigfit.
 
-What lives after a step, besides weights, gradients and optimizer state: peft `method_comparison/MetaMathQA/run.py` keeps
-`outputs` until the next step, and those hold the logits (batch x length x 128,256 x 2 bytes) and, as `use_cache` stays
-on, keys and values of 28 layers (batch x length x 28 x 2 x 1,024 x 2 bytes): 1.485 MB per token of length at a batch of
-4. The length is the mean one of the last 250 steps, the same for every row. It is not fitted: see `batch_lengths`.
+What lives after a step, besides weights, gradients and optimizer state: peft's `method_comparison/MetaMathQA/run.py`
+keeps `outputs` until the next step, and those hold the logits (batch x length x 128,256 x 2 bytes) and, as `use_cache`
+stays on, keys and values of 28 layers (batch x length x 28 x 2 x 1,024 x 2 bytes): 1.485 MB per token of length at a
+batch of 4. The length is the mean one of the last 250 steps, the same for every row. It is not fitted:
+`batch_lengths` tells.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ WINDOW_TOKENS = (
 )
 # fmt: on
 _SAMPLES = 1000
+_BATCHES = 80  # replayed; the mean is brought to the known one, so more of them change little
 _BUCKET = 80  # 20 batches of 4, sorted by length, longest first: BucketIterator in peft's utils.py
 _LONGEST = 768
 _CACHE_EMPTIED_EVERY = 10  # ACCELERATOR_EMPTY_CACHE_SCHEDULE in peft's run.py
@@ -110,7 +112,7 @@ A row counts only if trainable and total parameters of what is built equal the r
 
 
 NOT_REBUILT = {
-    "osf/llama-3.2-3B-rank128": "its adapter is a singular value decomposition of every weight, which needs the weights",
+    "osf/llama-3.2-3B-rank128": "its adapter is a decomposition of every weight, which needs the weights",
     **dict.fromkeys(
         ("frod/llama-3.2-3B-default", "frod/llama-3.2-3B-sparse0.02-lr_0.001"),
         "its frozen bases are found by decomposing the weights together, which needs the weights",
@@ -146,11 +148,12 @@ def batch_lengths(seed: int = 0) -> list[int]:
     variance = math.log(1 + (deviation / mean) ** 2)
     draw = random.Random(seed)
     drawn = [
-        min(_LONGEST, draw.lognormvariate(math.log(mean) - variance / 2, math.sqrt(variance))) for _ in range(_SAMPLES)
+        min(_LONGEST, draw.lognormvariate(math.log(mean) - variance / 2, math.sqrt(variance)))
+        for _ in range(_BATCHES * MICRO_BATCH)
     ]
-    scale = mean / statistics.fmean(drawn)  # a thousand draws have a mean of their own; the runs' mean is known
+    scale = mean / statistics.fmean(drawn)  # draws have a mean of their own; the runs' mean is known
     lengths: list[int] = []
-    for start in range(0, _SAMPLES, _BUCKET):
+    for start in range(0, len(drawn), _BUCKET):
         bucket = sorted((round(length * scale) for length in drawn[start : start + _BUCKET]), reverse=True)
         lengths += bucket[::MICRO_BATCH]
     return lengths
@@ -274,16 +277,14 @@ def allocated_after_steps(trace: Trace, lengths: Sequence[int]) -> float:
 
 def predict(row: dict[str, str]) -> dict[str, Any]:
     """Return what is predicted for a row, by kind."""
-    make: Callable[[], nn.Module] = lambda: build(row)  # noqa: E731
-    model = make()
+    model = build(row)
     if row["optimizer"] != "AdamW":
         _optimizer(model, row["optimizer"])  # chooses what is trained, and the runs counted after it was made
     counted = num_parameters(model)
-    del model
     said = int(row["trainable"]), int(row["total"])
     if any(abs(ours - theirs) > _SAME * theirs for ours, theirs in zip(counted, said, strict=True)):
         return {"refused": f"built {counted[0]:,} trainable of {counted[1]:,}; the row says otherwise"}
-    near, far = (read_step(make(), length, row["optimizer"]) for length in (128, 256))
+    near, far = (read_step(made, length, row["optimizer"]) for made, length in ((model, 128), (build(row), 256)))
     trace = combine(near, far)
     if trace is None:
         return {"refused": "another step at another length"}
@@ -306,23 +307,36 @@ def predict(row: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def judge(rows: list[dict[str, str]], only: Sequence[str]) -> list[dict[str, Any]]:
-    """Return one line per row of the Llama benchmark: predicted, or why not."""
+def judge(rows: list[dict[str, str]], only: Sequence[str], kept: Path | None) -> list[dict[str, Any]]:
+    """Return one line per row of the Llama benchmark: predicted, or why not.
+
+    Rows that are in the file `kept` are not predicted again; those that are new are added to it.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    if kept is not None and kept.exists():
+        known = {line["row"]: line for line in map(json.loads, kept.read_text(encoding="utf-8").splitlines())}
     lines = []
-    for row in rows:
+    for row in sorted(rows, key=lambda row: list(CASES).index(row["experiment"]) if row["experiment"] in CASES else 99):
         name = row["experiment"]
         if row["suite"] != "MetaMathQA" or (only and not any(word in name for word in only)):
             continue
-        found: dict[str, Any] = {"refused": NOT_REBUILT.get(name, "not tried")}
-        if name in CASES:
-            try:
-                found = predict(row)
-            except (Exception, SystemExit) as error:  # an adapter that cannot run without values is a row that is not predicted
-                found = {"refused": f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"}
-        lines.append({"row": name, **found})
-        shown = f"{found['error']:+.3%}" if "error" in found else found["refused"]
+        line = known.get(name) or {"row": name, **_judge_one(row)}
+        lines.append(line)
+        if kept is not None and name not in known and name in CASES:
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        shown = f"{line['error']:+.3%}" if "error" in line else line["refused"]
         print(f"{name:62} {shown}", flush=True)
     return lines
+
+
+def _judge_one(row: dict[str, str]) -> dict[str, Any]:
+    if row["experiment"] not in CASES:
+        return {"refused": NOT_REBUILT.get(row["experiment"], "not tried")}
+    try:
+        return predict(row)
+    except Exception as error:  # an adapter that needs values; the row is listed with the reason
+        return {"refused": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"}
 
 
 def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -343,6 +357,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--truth", type=Path, required=True, help="peft_method_comparison.csv")
     parser.add_argument("--only", nargs="*", default=[], help="words of rows; nothing is written then")
+    parser.add_argument("--kept", type=Path, help="file of rows predicted before; more are added")
     asked = parser.parse_args()
     logging.disable(logging.CRITICAL)
     warnings.filterwarnings("ignore")
@@ -350,7 +365,7 @@ def main() -> int:
     pretend_cuda()
     with asked.truth.open() as file:
         rows = list(csv.DictReader(file))
-    lines = judge(rows, asked.only)
+    lines = judge(rows, asked.only, asked.kept)
     found = summary(lines)
     print(found)
     if not asked.only:

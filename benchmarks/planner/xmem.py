@@ -8,7 +8,7 @@ benchmarks/results/planner_xmem.json. Needs torchvision beside rigfit. Nothing i
 How they were measured, from Stone-ResearchLife/xMem (`evaluation_result.json` of each row, `perf_estimator/`): Hugging
 Face `Trainer` on CIFAR-10 enlarged to 86 x 86, a wrapper that returns loss and logits, three iterations, learning rate
 1e-3; so gradients are clipped to norm 1.0, optimizers take their `foreach` way, and gradients are released after the
-optimizer step. Nothing there turns on `cudnn.benchmark`; its default is off. Two models have 10 classes, the others 1000.
+optimizer step. Nothing there turns on `cudnn.benchmark`; its default is off. Two models have 10 classes, two 1000.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "AdamW": torch.optim.AdamW,
 }
 # The same step, run again by xMem's authors with the estimate as its limit: MiB, by the tool that gave the limit.
-# From "2nd verification" of each row's evaluation_result.json (commit d61e076), read as |estimate - second peak| / first
-# peak with the second peak below its limit; a tool whose limit was too small is missing.
+# From "2nd verification" of each row's evaluation_result.json (commit d61e076), read as |estimate - second peak| over
+# the first peak, with the second peak below its limit; a tool whose limit was too small is missing.
 # fmt: off
 SECOND_RUNS = {
     ("ConvNeXtTiny", "SGD", 200): {"xmem": 3222},
