@@ -81,6 +81,7 @@ def _guides(result: Result) -> str:
     precision = result["precision"]
     ratio = precision["fp32"] / precision["amp"]
     total = precision["fp32 total at 32"] / precision["amp total at 32"]
+    half = _line(result, "moco resnet50 65536", 32)["bytes"]
     widest = _line(result, "moco resnet50 76800", 96)["bytes"]
     static = widest["weights"] + widest["gradients"] + widest["optimizer"]
     return "\n\n".join(
@@ -102,10 +103,15 @@ def _guides(result: Result) -> str:
             "- **4**: a stand-in for the model: EdgeNeXt-base and the decoder as described, three of seven experts "
             "at every level, as many as each picture takes; 29.1 of 31.0 M parameters. Every batch of the guide fits "
             "without its tips.",
+            f"- **5-C1, 5-C2**: 4.6 GB were measured; at 32 a GPU, which the launcher gives, the planner says "
+            f"{_gib(_inside(result, 32))} GiB inside PyTorch, and {_gib(half['total'])} "
+            "with the upper ends of context and NCCL; at the 64 that the guide says, "
+            f"{_gib(_inside(result, 64))}, and more than the card with the rest. The guide's other figures scale 4.6 "
+            "by the batch, as if nothing were fixed.",
             f"- **5-C18**: the config's parts (2.5 + 4.5 + 2.0 + 0.9) add up to 9.9 GB, not to the 6.9 it prints; "
             f"weights, gradients and optimizer are {_gib(static)} GiB there at the fullest moment, not 4.5.",
-            f"- **5-C19**: without autocast a sample's two views keep {ratio:.2f} times as much, and the step at 32 "
-            f"reserves {total:.2f} times as much, not twice.",
+            f"- **5-C19**: what grows with the batch is {ratio:.2f} times as much without autocast, so twice is about "
+            f"right for activations; the whole step at 32 reserves {total:.2f} times as much.",
         ]
     )
 
@@ -113,6 +119,12 @@ def _guides(result: Result) -> str:
 def _line(result: Result, step: str, size: int) -> Result:
     found: Result = next(line for line in result["claims"] if (line["step"], line["size"]) == (step, size))
     return found
+
+
+def _inside(result: Result, size: int) -> int:
+    """Return what PyTorch itself reserves for MoCo at a micro-batch."""
+    found = _line(result, "moco resnet50 65536", size)["bytes"]
+    return int(found["total"] - found["outside"])
 
 
 def _speed(result: Result) -> str:
