@@ -34,6 +34,7 @@ from rigfit.planning.trace import Kind, Phase, Trace, trace_to_json
 from rigfit.planning.workspace import read_workspaces, with_workspaces
 
 TIME_LIMIT_SECONDS = 240
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "planner_mmseg_memory.json"
 
 
 def read_config(config: str, micro_batch: int) -> Trace:
@@ -150,22 +151,26 @@ def main() -> int:
 
 
 def report(file: Path) -> None:
-    """Print the errors under both readings of GB."""
+    """Print the errors under both readings of GB, and write them to benchmarks/results."""
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     good = [line for line in lines if "allocated" in line]
     print(f"{len(good)} of {len(lines)} configs were read")
-    for name, unit in (("GiB", 2**30), ("1e9", 10**9)):
-        for key in ("live", "allocated"):
-            errors = [abs(line[key] / (line["measured_gb"] * unit) - 1) for line in good]
-            bias = statistics.median(line[key] / (line["measured_gb"] * unit) - 1 for line in good)
-            within = sum(error <= 0.1 for error in errors) / len(errors)
-            median = statistics.median(errors)
-            print(f"{name} {key}: median error {median:.1%}, {within:.0%} within 10 %, bias {bias:+.1%}")
-    for line in sorted(good, key=lambda line: -abs(line["allocated"] / (line["measured_gb"] * 2**30) - 1))[:25]:
-        print(f"  {line['allocated'] / (line['measured_gb'] * 2**30) - 1:+.1%} {line['measured_gb']} {line['config']}")
+    results: dict[str, Any] = {"configs": len(good), "not_read": len(lines) - len(good)}
+    for name, unit in (("GB is 2^30 bytes", 2**30), ("GB is 1e9 bytes", 10**9)):
+        errors = {line["config"]: line["allocated"] / (line["measured_gb"] * unit) - 1 for line in good}
+        sizes = [abs(error) for error in errors.values()]
+        ordered = sorted(errors.items(), key=lambda item: -abs(item[1]))
+        results[name] = {
+            "median_error": statistics.median(sizes),
+            "within_10": sum(size <= 0.1 for size in sizes) / len(sizes),
+            "bias": statistics.median(errors.values()),
+            "worst": [f"{config.rsplit('/', 1)[-1]}: {error:+.0%}" for config, error in ordered[:12]],
+        }
+        print(name, json.dumps(results[name], indent=1))
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     for line in lines:
         if "error" in line:
-            print("  not read:", line["config"], line["error"])
+            print("not read:", line["config"], line["error"])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from rigfit.runs.comparison import COMPARISON, compare, write_comparison
+from rigfit.hardware.rig import Device
+from rigfit.planning.local_rates import read_local
+from rigfit.runs.comparison import COMPARISON, compare, remember_speed, write_comparison
 from rigfit.runs.records import METRICS
 from rigfit.units import GIB
 from tests.runs.plans import plan
@@ -80,3 +82,34 @@ def test_the_comparison_is_written_into_the_run_folder(tmp_path: Path):
     stored = json.loads((tmp_path / COMPARISON).read_text())
     assert stored[0]["predicted_speed"] == 100.0
     assert stored[0]["measured_speed"] == 90.0
+
+
+def on_gpus(made, *names: str):
+    devices = tuple(
+        Device(
+            kind="cuda",
+            name=name,
+            index=index,
+            memory_bytes=24 * GIB,
+            capability=(7, 5),
+            num_threads=0,
+            source="driver",
+        )
+        for index, name in enumerate(names)
+    )
+    stages = tuple(replace(stage, predicted_speed_source="by formula") for stage in made.stages)
+    return replace(made, rig=replace(made.rig, devices=devices), stages=stages)
+
+
+def test_a_finished_run_corrects_the_next_prediction_on_such_cards():
+    made = on_gpus(predicted(), "NVIDIA TITAN RTX", "NVIDIA TITAN RTX")
+    found = compare(made, [step(n, speed=50.0) for n in range(1, 31)])[0]
+    assert remember_speed(made, found)
+    run = read_local().card("NVIDIA TITAN RTX").runs[-1]
+    assert run.measured_seconds / run.predicted_seconds == pytest.approx(2.0)
+
+
+def test_unlike_cards_and_cpu_ranks_teach_nothing():
+    found = compare(predicted(), [step(n, speed=50.0) for n in range(1, 31)])[0]
+    assert not remember_speed(predicted(), found)
+    assert not remember_speed(on_gpus(predicted(), "NVIDIA TITAN RTX", "NVIDIA GeForce RTX 3060"), found)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rigfit.hardware.catalogue import card_of
 from rigfit.hardware.rig import DeviceKind
+from rigfit.planning.local_rates import record_run
 from rigfit.planning.plan import Plan, StagePlan
 from rigfit.runs.atomic import write_atomic
 from rigfit.runs.records import Record, read_records
@@ -21,6 +23,8 @@ FIRST_LOOK = 30
 
 # The first steps choose kernels, fill caches and start loader processes.
 _WARMING_STEPS = 10
+
+_PACED_BY_COMPUTING = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,25 @@ def write_comparison(folder: Path, plan: Plan) -> tuple[Comparison, ...]:
     text = json.dumps([asdict(comparison) for comparison in found], indent=2) + "\n"
     write_atomic(folder / COMPARISON, text)
     return found
+
+
+def remember_speed(plan: Plan, comparison: Comparison) -> bool:
+    """Let a finished stage correct later predictions on this machine; return whether there was something to learn.
+
+    Only where alike GPUs were predicted from rates, and where computing and not loading set the pace.
+    """
+    stage = plan.stages[comparison.stage]
+    predicted, expected = stage.predicted_samples_per_second, stage.expected_samples_per_second
+    names = {device.name for device in plan.rig.devices}
+    if plan.rig.kind == "cpu" or len(names) > 1 or stage.predicted_speed_source is None:
+        return False
+    if not (predicted and expected and comparison.measured_speed) or expected < _PACED_BY_COMPUTING * predicted:
+        return False
+    card = card_of(plan.rig.devices[0])
+    if card is None:
+        return False
+    # Seconds of a sample instead of a step: only their ratio is used.
+    return record_run(card.name, predicted_seconds=1 / predicted, measured_seconds=1 / comparison.measured_speed)
 
 
 def _compare_stage(number: int, stage: StagePlan, kind: DeviceKind, steps: Sequence[Record]) -> Comparison:

@@ -14,7 +14,7 @@ from rigfit.errors import Interrupted, RunError, UsageError
 from rigfit.planning.plan import Duration, Plan, StagePlan
 from rigfit.planning.schedule import rate_at
 from rigfit.recipes import build_task, load_recipe, open_splits
-from rigfit.runs.comparison import FIRST_LOOK, write_comparison
+from rigfit.runs.comparison import FIRST_LOOK, remember_speed, write_comparison
 from rigfit.runs.metrics import MetricsLog
 from rigfit.runs.records import ValidationRecord
 from rigfit.runs.run import Run
@@ -220,13 +220,15 @@ class Stage:
             self.save(is_best=is_best)
         self.recorder.restart_clock()
 
-    def compare_with_plan(self) -> None:
-        """Log what was predicted and what was measured so far, on the first rank."""
+    def compare_with_plan(self, *, is_over: bool = False) -> None:
+        """Log what was predicted and what was measured so far, on the first rank; at the end, learn from it."""
         if not self.log:
             return
         for comparison in write_comparison(self.run.folder, self.run.plan):
             if comparison.stage == self.progress.stage:
                 self.log.log_event(self.progress.step, comparison.describe())
+                if is_over:
+                    remember_speed(self.run.plan, comparison)
 
     def validate(self) -> bool:
         """Evaluate the weights that would be exported; log; return whether they are the best so far."""

@@ -52,7 +52,7 @@ def _train(run: Run, world: World) -> None:
             if world.is_first:
                 run.set_status("running", step=before.progress.step, total_steps=plan.total_steps, message="")
             stage.run_to_end()
-            stage.compare_with_plan()
+            stage.compare_with_plan(is_over=True)
             if world.is_first:
                 keep_best_of_stage(run, before.progress.stage)
             before = stage.carry_over()
