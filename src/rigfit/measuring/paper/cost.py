@@ -188,4 +188,4 @@ def unreduced_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     if given.get("reduction", 1) == 0:  # at::Reduction::None; Mean is the default
         return 0
     shape = torch.broadcast_shapes(given["self"].shape, given["target"].shape)
-    return prod(shape) * torch.promote_types(given["self"].dtype, given["target"].dtype).itemsize
+    return int(prod(shape) * torch.promote_types(given["self"].dtype, given["target"].dtype).itemsize)

@@ -1,7 +1,8 @@
 """What oneDNN copies inside a convolution's backward pass on the CPU, where no tensor of ours owns it.
 
 The copies were read off torch's profiler and `ONEDNN_VERBOSE=1` (oneDNN 3.13 in torch 2.15, AVX-512), kernel by
-kernel; AVX2 was looked at for wide depthwise kernels alone. `tests/measuring/test_onednn.py` asks the installed torch again.
+kernel; AVX2 was looked at for wide depthwise kernels alone. `tests/measuring/test_onednn.py` asks the installed torch
+again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def convolution_scratch(name: str, args: tuple[Any, ...]) -> int:
     outputs = case.plain_x * makes_data + case.plain_w * makes_weights + _ITEM * case.dy.shape[1] * makes_bias
     first = case.data_gradient() if makes_data else 0
     second = case.weight_gradient() + case.plain_x * makes_data if makes_weights else 0
-    return max(0, first - outputs, second - outputs)
+    return int(max(0, first - outputs, second - outputs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
