@@ -42,7 +42,7 @@ class _Case:
     w: Tensor
     groups: int
     is_strided: bool
-    is_dilated: bool
+    dilation: tuple[int, int]
 
     @staticmethod
     def of(args: tuple[Any, ...]) -> _Case:
@@ -52,7 +52,7 @@ class _Case:
             w=args[2],
             groups=int(args[9]),
             is_strided=any(length != 1 for length in args[4]),
-            is_dilated=any(length != 1 for length in args[6]),
+            dilation=(int(args[6][0]), int(args[6][-1])),
         )
 
     @property
@@ -64,6 +64,16 @@ class _Case:
         is_worth = self.is_strided or self.is_dilated or self.x.shape[0] >= 16 or (rows, columns) != (1, 1)
         is_large = self.groups > 1 or min(rows, columns) > 3 or self.x.shape[0] > 1 or self.x.numel() > 20480
         return (is_worth or torch.get_num_threads() > 1) and is_large
+
+    @property
+    def is_dilated(self) -> bool:
+        return self.dilation != (1, 1)
+
+    @property
+    def is_dilated_beyond(self) -> bool:
+        """Return whether a dilated kernel reaches further than its picture, which the compiled kernels refuse."""
+        sides = zip(self.dilation, self.w.shape[2:], self.x.shape[2:], strict=True)
+        return self.is_dilated and any(step * (kernel - 1) + 1 > side for step, kernel, side in sides)
 
     @property
     def plain_x(self) -> int:
@@ -81,14 +91,14 @@ class _Case:
     def is_gemm(self) -> bool:
         """Return whether the weights' gradient is a matrix product of unfolded pictures."""
         is_wide_depthwise = self.is_depthwise and min(self.w.shape[2:]) > 3
-        is_refused = self.is_dilated or is_wide_depthwise or max(self.w.shape[2:]) > _WIDEST_KERNEL
+        is_refused = self.is_dilated_beyond or is_wide_depthwise or max(self.w.shape[2:]) > _WIDEST_KERNEL
         return not _is_channels_last(self.x) and is_refused
 
     def data_gradient(self) -> int:
         """Return the bytes alive while the input's gradient is made, that gradient included."""
         if _is_channels_last(self.x):
             return self.reordered_w() + self.blocked_w() + self.plain_x
-        if self.is_dilated:
+        if self.is_dilated_beyond:
             return self.unfolded() + self.plain_x
         if self.x.shape[1] < _SMALLEST_WITH_BLOCKS:
             return _blocked(self.dy) + self.blocked_w() + self.plain_x
