@@ -4,8 +4,8 @@
 
 Each model (`cpu_models.py`, and the autoencoder recipe) is read on paper and then trained for two steps in a fresh
 process of its own (`cpu_step.py`), in float32 on one thread, with and without recomputed blocks. Prints a table and
-writes benchmarks/results/planner_cpu_memory.json; with --only it replaces these rows there. Needs timm and transformers beside
-rigfit. A quarter of an hour on one core.
+writes benchmarks/results/planner_cpu_memory.json; with --only it replaces these rows there. Needs timm and
+transformers beside rigfit. A quarter of an hour on one core.
 """
 
 from __future__ import annotations
