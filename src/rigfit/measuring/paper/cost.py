@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from rigfit.measuring.paper.onednn import convolution_scratch
+
 # fmt: off
 _VIEWS = frozenset({
     "view", "t", "transpose", "permute", "expand", "slice", "select", "detach", "as_strided", "unsqueeze",
@@ -137,14 +139,27 @@ def _dtype(tensors: list[Tensor]) -> str:
     return str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
 
 
-def hidden_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Return bytes that a CUDA kernel of torch itself allocates and releases inside one call, unseen from outside.
+def hidden_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], kind: str) -> int:
+    """Return bytes that a kernel of torch itself allocates and releases inside one call, unseen from outside.
 
-    Attention backward sums the gradient of the queries in float32: `dq_accum` (batch, rounded length, heads, rounded
-    size) and `softmax_d` (batch, heads, rounded length) of `mha_bwd` in ATen's flash_attn/flash_api.cpp; the
-    memory-efficient kernel has the same two (`workspace` and `delta`) in attention_backward.cu.
+    On CUDA, attention backward sums the gradient of the queries in float32: `dq_accum` (batch, rounded length, heads,
+    rounded size) and `softmax_d` (batch, heads, rounded length) of `mha_bwd` in ATen's flash_attn/flash_api.cpp; the
+    memory-efficient kernel has the same two (`workspace` and `delta`) in attention_backward.cu. On the CPU, oneDNN
+    copies what a convolution reads (`onednn.py`). On both, a loss is computed whole before it is reduced.
+
+    Args:
+        func: The operator.
+        args: What it was given.
+        kwargs: What it was given by name.
+        kind: `cuda` or `cpu`.
     """
     name = func._schema.name.split("::")[1] if hasattr(func, "_schema") else ""
+    if name in ("mse_loss", "smooth_l1_loss"):
+        return unreduced_bytes(func, args, kwargs)
+    return _attention_scratch(name, args) if kind == "cuda" else convolution_scratch(name, args)
+
+
+def _attention_scratch(name: str, args: tuple[Any, ...]) -> int:
     if name in ("_scaled_dot_product_flash_attention_backward", "_scaled_dot_product_efficient_attention_backward"):
         query = args[1]
         batch, heads, length, size = (int(n) for n in query.shape)
@@ -154,3 +169,23 @@ def hidden_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
             return delta
         return delta + batch * heads * rounded * (-(-size // 32) * 32) * 4
     return 0
+
+
+_REDUCED_LOSSES = frozenset({"mse_loss", "smooth_l1_loss", "soft_margin_loss", "binary_cross_entropy"})
+
+
+def unreduced_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Return the bytes behind the one number that a reduced loss returns; 0 for every other operator.
+
+    These losses make their output as large as their input and then `resize_` it to a scalar, which keeps its storage
+    (pytorch aten/src/ATen/native/Loss.cpp). It is held for as long as the loss is.
+    """
+    name = func._schema.name.split("::")[1] if hasattr(func, "_schema") else ""
+    if name not in _REDUCED_LOSSES:
+        return 0
+    names = [argument.name for argument in func._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    if given.get("reduction", 1) == 0:  # at::Reduction::None; Mean is the default
+        return 0
+    shape = torch.broadcast_shapes(given["self"].shape, given["target"].shape)
+    return int(prod(shape) * torch.promote_types(given["self"].dtype, given["target"].dtype).itemsize)

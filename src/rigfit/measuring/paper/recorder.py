@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from rigfit.measuring.paper.cost import Cost, cost_of, hidden_bytes
+from rigfit.measuring.paper.accumulation import adds_in_place, references_when_alone
+from rigfit.measuring.paper.cost import Cost, cost_of, hidden_bytes, unreduced_bytes
 from rigfit.measuring.paper.worst_case import depends_on_values, worst_case
 from rigfit.planning.trace import Call, Kind, Line, Mark, Phase, Storage, Trace
 
@@ -111,11 +112,12 @@ class Recorder:
         cost = cost_of(func, args, kwargs, out, self.device)
         module = self.module() if cost is not None or tensors else ""
         kind = Kind.INPUT if self._brings_input(args, tensors) else Kind.TEMPORARY
+        unreduced = unreduced_bytes(func, args, kwargs)
         for tensor in tensors:
-            self.note(tensor, name, module, kind)
+            self.note(tensor, name, module, kind, at_least=unreduced)
         if cost is not None:
             self._call(name, module, cost)
-        hidden = hidden_bytes(func, args, kwargs) if self.kind == "cuda" else 0
+        hidden = hidden_bytes(func, args, kwargs, self.kind)
         if hidden:
             number = self._add(hidden, Kind.WORKSPACE, module, name)
             self.order.append(~number)
@@ -142,13 +144,15 @@ class Recorder:
         is_moved = bool(tensors and args) and isinstance(args[0], Tensor) and args[0].device != tensors[0].device
         return is_outside and is_moved
 
-    def note(self, tensor: Tensor, operator: str, module: str = "", kind: Kind = Kind.TEMPORARY) -> int:
+    def note(
+        self, tensor: Tensor, operator: str, module: str = "", kind: Kind = Kind.TEMPORARY, *, at_least: int = 0
+    ) -> int:
         """Note the storage of `tensor` unless it is known already; return its number."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._numbers:
             return self._numbers[key]
-        num_bytes = int(storage.nbytes())
+        num_bytes = max(at_least, int(storage.nbytes()))
         number = self._add(num_bytes, kind, module, operator)
         self._numbers[key] = number
 
@@ -256,10 +260,13 @@ class PaperMode(FakeTensorMode):
         self.recorder = recorder
         self._depth = 0
         self._is_answering = False
+        self._alone = references_when_alone()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is torch.ops.prim.device.default:  # asked several times per operator
             return args[0].fake_device
+        if self._depth == 0 and adds_in_place(func, args, kwargs or {}, self._alone):
+            func = torch.ops.aten.add_.Tensor
         self._depth += 1
         try:
             assumed = None if self._is_answering else self._assume(func, args, kwargs or {})
