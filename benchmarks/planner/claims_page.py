@@ -182,12 +182,12 @@ def _peft(result: Result) -> str:
             "log-normal with those and padded in sorted buckets of 80 as the benchmark does. The rest of what is "
             "predicted is workspaces of cuBLAS and leftovers of up to 1 MiB that the allocator does not cut off a "
             f"block, less the 2 MiB that the benchmark subtracts: for lora rank 32 {_leftover(lora):+.1f} MB beyond "
-            f"its live tensors, where the measurement leaves {_leftover(lora, 'measured_bytes'):+.1f}. What is wrong is of "
-            "that size: the leftovers depend on lengths, evaluations and addresses that cannot be known.",
+            f"its live tensors, where the measurement leaves {_leftover(lora, 'measured_bytes'):+.1f}. What is "
+            "wrong is of that size: the leftovers depend on lengths, evaluations and addresses that cannot be known.",
             _table(["row", "measured bytes", "predicted bytes", "error"], rows),
             "Rows that the table does not say enough about, that need the values of the weights, or that were not "
-            "run in this result. The image-generation rows (FLUX.2) are not tried: their resolution and text lengths are "
-            "not in the table.",
+            "run in this result. The image-generation rows (FLUX.2) are not tried: their resolution and text lengths "
+            "are not in the table.",
             _table(["row", "why it is not predicted"], refused),
         ]
     )
