@@ -56,14 +56,15 @@ def test_every_claim_that_was_asked_about_is_answered() -> None:
     assert set(result("planner_guide_claims")["precision"]) >= {"fp32", "amp"}  # 5-C19
 
 
-def test_llama_with_logits_and_cache_is_what_full_fine_tuning_allocates_to_one_part_in_a_thousand() -> None:
+def test_full_fine_tuning_is_its_tensors_by_hand_and_at_most_two_thousandths_of_leftovers() -> None:
     # By hand: bfloat16 weights, gradients and two Adam moments of 3,212,749,824 parameters; 1.485 MB per token;
     # two cuBLAS workspaces; less the 2 MiB that peft's run.py subtracts.
     found = result("planner_peft_static")
     row = next(line for line in found["rows"] if line["row"].startswith("full-finetuning"))
     live = 3_212_749_824 * 2 * 4 + found["mean_padded_length"] * 4 * (128_256 + 28 * 2 * 1024) * 2
     workspaces = 2 * 8.125 * 2**20
-    assert row["predicted_bytes"] == pytest.approx(live + workspaces - 2 * 2**20, rel=1e-3)
+    by_hand = live + workspaces - 2 * 2**20
+    assert by_hand <= row["predicted_bytes"] <= 1.002 * by_hand
 
 
 def test_the_mean_error_on_xmems_rows_is_below_xmems() -> None:

@@ -332,7 +332,7 @@ def judge(rows: list[dict[str, str]], only: Sequence[str], kept: Path | None) ->
 
 def _judge_one(row: dict[str, str]) -> dict[str, Any]:
     if row["experiment"] not in CASES:
-        return {"refused": NOT_REBUILT.get(row["experiment"], "not tried")}
+        return {"refused": NOT_REBUILT.get(row["experiment"], "not run")}
     try:
         return predict(row)
     except Exception as error:  # an adapter that needs values; the row is listed with the reason
@@ -357,6 +357,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--truth", type=Path, required=True, help="peft_method_comparison.csv")
     parser.add_argument("--only", nargs="*", default=[], help="words of rows; nothing is written then")
+    parser.add_argument("--report", action="store_true", help="write the results of the kept rows only")
     parser.add_argument("--kept", type=Path, help="file of rows predicted before; more are added")
     asked = parser.parse_args()
     logging.disable(logging.CRITICAL)
@@ -365,6 +366,8 @@ def main() -> int:
     pretend_cuda()
     with asked.truth.open() as file:
         rows = list(csv.DictReader(file))
+    if asked.report:
+        CASES.clear()  # nothing is predicted any more
     lines = judge(rows, asked.only, asked.kept)
     found = summary(lines)
     print(found)
