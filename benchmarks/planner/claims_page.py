@@ -38,8 +38,8 @@ def page() -> str:
         "# The planner against what others claimed and measured",
         "This page is written by `benchmarks/planner/claims_page.py` from the files in `benchmarks/results`; a test "
         "keeps it true to them. No number was fitted on the rows it is held against; which terms to count (in "
-        "PEFT's runs the cache that is emptied, in xMem's truth the context that can hardly be in it) was decided after "
-        "seeing first errors.",
+        "PEFT's runs the cache that is emptied, in xMem's truth the context that can hardly be in it) was decided "
+        "after seeing first errors.",
         _guides(guides),
         _speed(guides),
         _peft(peft),
