@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ def test_a_plan_for_cards_that_are_not_here_needs_no_data() -> None:
     assert stage.layout.effective_batch_size == 64
     assert stage.precision == "fp16"
     assert stage.predicted_peak_bytes is not None
-    assert stage.predicted_samples_per_second is None
+    assert stage.predicted_samples_per_second is not None
+    assert stage.predicted_speed_source is not None
     assert stage.duration is None
 
 
@@ -89,7 +91,11 @@ def test_a_table_holds_the_plans_that_single_calls_make() -> None:
     for cell in table.cells:
         alone = rigfit.plan(TOY, rig=cell.rig_name, **cell.values)
         assert cell.plan is not None
-        assert cell.plan.stages == alone.stages
+        # How fast samples are loaded is measured anew for each plan.
+        found, wanted = (
+            [replace(stage, loading_samples_per_second=None) for stage in plan.stages] for plan in (cell.plan, alone)
+        )
+        assert found == wanted
 
 
 def test_values_that_are_wrong_only_together_cost_one_row() -> None:
