@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rigfit.aliases import resolve_aliases
-from rigfit.errors import RunError, UsageError
+from rigfit.errors import RunError, TrainingError, UsageError
 from rigfit.hardware.parse import parse_rig
 from rigfit.hardware.rig import Rig
 from rigfit.measuring.loading import seconds_per_sample
@@ -110,7 +110,8 @@ def _prices(
 ) -> Prices | None:
     """Return what a pass costs: measured on CPU ranks that are here, else read on paper.
 
-    None where a person pins the micro-batch of CPU ranks: there is nothing to choose then.
+    None where a person pins the micro-batch, and the ranks are CPU ranks or the step cannot be read: there is nothing
+    to choose then.
     """
     if rig.kind == "cpu" and config.micro_batch_size is not None:
         return None
@@ -121,7 +122,13 @@ def _prices(
         return probe(recipe, config, rig, precision, folder=folder)
     if is_told:
         _say("reading the training step on paper, for memory and time")
-    return paper_prices(tracer, config, rig)
+    try:
+        return paper_prices(tracer, config, rig)
+    except (TrainingError, UsageError) as error:
+        if config.micro_batch_size is None:
+            raise
+        print(f"nothing is predicted: {error.cause}", file=sys.stderr, flush=True)
+        return None  # the pinned micro-batch is all that is needed; what else is wrong is told when it is laid out
 
 
 def _say(what: str) -> None:

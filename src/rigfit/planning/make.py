@@ -47,10 +47,9 @@ def make_plan(
     """
     stages, notes = [], list(facts)
     for number, (config, profile) in enumerate(zip(workload.stage_configs, profiles, strict=True)):
-        stage, note = _plan_stage(config, rig, profile)
+        stage, said = _plan_stage(config, rig, profile)
         stages.append(stage)
-        if note:
-            notes.append(note if len(workload.stage_configs) == 1 else f"Stage {number + 1}: {note}")
+        notes += said if len(workload.stage_configs) == 1 else [f"Stage {number + 1}: {note}" for note in said]
     if all(len(set(stage.layout.micro_batch_sizes)) == 1 for stage in stages):
         notes += _rig_notes(rig)
     plan = Plan(
@@ -115,17 +114,18 @@ def move_to(
     return replace(plan, rig=rig, stages=stages, facts=(*kept, *_rig_notes(rig), *dict.fromkeys(changes)))
 
 
-def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tuple[StagePlan, str | None]:
+def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tuple[StagePlan, list[str]]:
     precision, precision_reason, allow_tf32 = choose_precision(rig, config.precision)
     learning_rate, derivation = derive_lr(config)
     choice = search(config, rig, prices)
-    note = next(iter(choice.notes), None)
+    said = [*choice.notes, *(choice.costs.trace.notes if isinstance(choice.costs, PaperCosts) else ())]
     is_equal = len(set(choice.layout.micro_batch_sizes)) == 1
     if choice.costs is not None and config.micro_batch_size is None and is_equal:
         limit = limit_of(config, rig)
         note = note_coarse_batch(
             choice.layout, profile=choice.costs, memory_limit=limit, refusal=config.refusal, kind=rig.kind
         )
+        said += [note] if note else []
     cost = _predict(choice.layout, choice.costs)
     clock = choice.costs.clock if isinstance(choice.costs, PaperCosts) else None
     if choice.samples_per_second is not None:
@@ -157,7 +157,7 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
         couplings=tuple(sorted(coupling.value for coupling in config.couplings)),
         duration=None,
     )
-    return stage, note
+    return stage, said
 
 
 def _move_stage(stage: StagePlan, rig: Rig, profile: Profile | None, refusal: Refusal) -> StagePlan:

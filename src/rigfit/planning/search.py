@@ -141,17 +141,20 @@ class _Search:
 
     def refusal(self, refusals: Sequence[DoesNotFitError]) -> DoesNotFitError:
         """Return why nothing fits: of the variant that needs least, with ways out; else what was said last."""
-        sizes = [size for size in accepted_sizes(self.config, self.rig) if self.config.effective_batch_size % size == 0]
+        share = self.config.effective_batch_size // self.rig.world_size
+        sizes = [size for size in accepted_sizes(self.config, self.rig) if share % size == 0]
         if self.prices is None or self.config.micro_batch_size is not None or not sizes:
             return refusals[-1]
         asked = [variant for variant in self.variants() if variant.recomputed != ()]
         known = [costs for costs in map(self.prices.costs, asked) if isinstance(costs, PaperCosts)]
         if not known:
             return refusals[-1]
-        least = min(known, key=lambda costs: costs.upper_bytes(sizes[0]))
-        if least.upper_bytes(sizes[0]) <= self.limit:  # it would fit, but for another batch: that was said
+        # Not always the smallest: one that takes the whole share at once keeps no gradients between passes.
+        needs = [(costs.upper_bytes(size), number, size) for number, costs in enumerate(known) for size in sizes]
+        needed, number, size = min(needs)
+        if needed <= self.limit:  # it would fit, but for another batch: that was said
             return refusals[-1]
-        return explain_failure(self.config, self.rig, least, sizes[0], self.limit)
+        return explain_failure(self.config, self.rig, known[number], size, self.limit)
 
     def shared_unequally(self, equal: Choice) -> Choice | None:
         """Return the same variant with a micro-batch for each GPU, where they differ and that is clearly faster."""

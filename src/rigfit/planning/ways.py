@@ -33,10 +33,13 @@ def explain_failure(config: WorkloadConfig, rig: Rig, costs: PaperCosts, size: i
     variant = costs.variant.describe()
     how = "" if variant == "plain" else f" with {variant}"
     cause = (
-        f"Nothing fits: the smallest micro-batch, {count(size, 'sample')}, needs "
+        f"Nothing fits: the least demanding micro-batch, {count(size, 'sample')}, needs "
         f"{format_bytes(costs.peak_bytes(size))}{how}, with the margin of the prediction {format_bytes(needed)} per "
         f"{word}, where {format_bytes(limit)} can be used ({costs.source})."
     )
+    if config.memory_limit_gib is not None and limit < memory_limit(rig):
+        enough = -(-needed * 10 // GIB) / 10
+        return DoesNotFitError(cause, f"The limit is yours: memory_limit_gib={enough} would do, or leave it out.")
     ways = [
         *_smaller_input(config, costs, size, limit),
         *_more_cards(rig, costs, size, limit),

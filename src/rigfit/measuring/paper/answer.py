@@ -6,8 +6,11 @@ that it is there. The process stays, so that torch is imported once however many
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -30,12 +33,17 @@ from rigfit.planning.variant import Recomputed
 from rigfit.recipes import build_task
 from rigfit.workload import Recipe, WorkloadConfig
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 
 def main(subject_file: str) -> int:
     """Answer every question of standard input; return the exit code."""
     subject: dict[str, Any] = json.loads(Path(subject_file).read_text(encoding="utf-8"))
-    speak = sys.stdout
-    sys.stdout = sys.stderr  # a person's task may print; the answers have this channel for themselves
+    _end_with_the_asker()
+    # A person's task, and what it starts, may write to standard output: the answers have a channel for themselves.
+    speak = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
     torch.set_num_threads(1)
     if subject["method"] == "pretend cuda":
         try:
@@ -51,6 +59,12 @@ def main(subject_file: str) -> int:
         answer = _answer(question, recipe, config, folder, is_rewritten=subject["method"] == "rewrite")
         print(json.dumps(answer), file=speak, flush=True)
     return 0
+
+
+def _end_with_the_asker() -> None:
+    """Let Linux kill this process when the one that asks is gone, killed perhaps while a step was being read."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _answer(
