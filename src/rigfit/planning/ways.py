@@ -8,11 +8,12 @@ from rigfit.errors import DoesNotFitError
 from rigfit.hardware.catalogue import read_catalogue
 from rigfit.hardware.rig import Device, Rig
 from rigfit.planning.costs import PaperCosts
+from rigfit.planning.memory_limit import memory_limit
 from rigfit.planning.outside import capacity
 from rigfit.planning.trace import Kind
 from rigfit.planning.variant import Variant
 from rigfit.planning.words import count, rank_word
-from rigfit.units import format_bytes
+from rigfit.units import GIB, format_bytes
 from rigfit.workload import WorkloadConfig
 
 _RANKS = (2, 4, 8)
