@@ -11,7 +11,7 @@ from rigfit.planning.clock import clock_of
 from rigfit.planning.costs import PaperCosts, PaperPrices
 from rigfit.planning.layout import accepted_sizes
 from rigfit.planning.precision import choose_precision
-from rigfit.planning.trace import Trace
+from rigfit.planning.trace import Kind, Trace
 from rigfit.planning.variant import Recomputed, Variant
 from rigfit.planning.workspace import read_workspaces
 from rigfit.workload import WorkloadConfig
@@ -74,7 +74,7 @@ def _two_of(accepted: list[int]) -> list[int]:
 def _scaled(trace: Trace) -> Trace:
     """Return a trace whose activations grow with the samples, from one size alone."""
     size = trace.micro_batch_sizes[0]
-    fixed = {"weights", "buffers", "gradients", "optimizer state", "weight average", "workspaces"}
+    fixed = {Kind.WEIGHT, Kind.BUFFER, Kind.GRADIENT, Kind.OPTIMIZER, Kind.AVERAGE, Kind.WORKSPACE}
     storages = tuple(
         storage
         if storage.kind in fixed

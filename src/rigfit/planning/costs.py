@@ -107,9 +107,9 @@ class PaperCosts:
     clock: StepClock | None
     source: Source = Source.ESTIMATED
     smallest_measured: int = 1
-    _whole: dict[bool, Trace] = field(default_factory=dict)
-    _peaks: dict[int, int] = field(default_factory=dict)
-    _speeds: dict[int, float] = field(default_factory=dict)
+    _whole: dict[bool, Trace] = field(init=False, default_factory=dict)
+    _peaks: dict[int, int] = field(init=False, default_factory=dict)
+    _speeds: dict[int, float] = field(init=False, default_factory=dict)
 
     def peak_bytes(self, micro_batch_size: int) -> int:
         if micro_batch_size not in self._peaks:
@@ -174,7 +174,7 @@ class PaperPrices:
     num_blocks: int
     read: Callable[[Recomputed, int | None], Trace]
     price: Callable[[Trace, Variant], PaperCosts]
-    _known: dict[tuple[Variant, int | None], PaperCosts] = field(default_factory=dict)
+    _known: dict[tuple[Variant, int | None], PaperCosts] = field(init=False, default_factory=dict)
 
     def costs(self, variant: Variant, exact_at: int | None = None) -> PaperCosts:
         """Return what a variant costs."""

@@ -18,6 +18,7 @@ from rigfit.planning.recompute import block_spans, choose_blocks
 from rigfit.planning.unequal import RankCost, share_unequally
 from rigfit.planning.variant import Recomputed, Variant
 from rigfit.planning.ways import explain_failure
+from rigfit.units import GIB
 from rigfit.workload import WorkloadConfig
 
 # Recomputing everything costs about a third of forward and backward: where the plain way already reaches this share of
@@ -187,6 +188,8 @@ class _Search:
         exact = self.prices.costs(variant, exact_at=largest)
         assert isinstance(exact, PaperCosts)
         whole = replace(exact, share=largest * layout.accumulation_steps)
+        if whole.upper_bytes(largest) > self._room(devices[layout.micro_batch_sizes.index(largest)]):
+            return None
         return replace(
             equal,
             layout=layout,
@@ -196,10 +199,14 @@ class _Search:
             notes=(note,),
         )
 
+    def _room(self, device: Device) -> int:
+        """Return the bytes the rank on `device` may plan with: what that card has, or a person's smaller budget."""
+        return _within_budget(self.config, capacity(device, world_size=self.rig.world_size))
+
     def _rank_cost(self, lines: PaperCosts, clock: RigClock, device: Device) -> RankCost:
         """Return what one device can take, and how long its passes are."""
-        room = capacity(device, world_size=self.rig.world_size)
-        own = replace(lines, clock=clock, share=2 * self.config.effective_batch_size, _peaks={}, _speeds={})
+        room = self._room(device)
+        own = replace(lines, clock=clock, share=2 * self.config.effective_batch_size)
         share = self.config.effective_batch_size
         largest = bisect_left(range(1, share + 1), True, key=lambda size: own.upper_bytes(size) > room)
         few, many = 2, max(4, min(largest, 32))
@@ -341,7 +348,8 @@ def _first(config: WorkloadConfig) -> Variant:
 
 def limit_of(config: WorkloadConfig, rig: Rig) -> int:
     """Return the bytes a rank may plan with: what the device has, or the smaller budget that a person set."""
-    limit = memory_limit(rig)
-    if config.memory_limit_gib is None:
-        return limit
-    return min(limit, round(config.memory_limit_gib * 2**30))
+    return _within_budget(config, memory_limit(rig))
+
+
+def _within_budget(config: WorkloadConfig, num_bytes: int) -> int:
+    return num_bytes if config.memory_limit_gib is None else min(num_bytes, round(config.memory_limit_gib * GIB))

@@ -69,7 +69,7 @@ def _more_cards(rig: Rig, costs: PaperCosts, size: int, limit: int) -> list[str]
         return []
     variant = Variant(strategy="fully_shard", recomputed=costs.variant.recomputed)
     for ranks in _RANKS:
-        sharded = replace(costs, variant=variant, world_size=ranks, _whole={}, _peaks={}, _speeds={})
+        sharded = replace(costs, variant=variant, world_size=ranks)
         if ranks > rig.world_size and sharded.upper_bytes(size) <= limit:
             return [f"strategy=fully_shard on {ranks} GPUs, {format_bytes(sharded.upper_bytes(size))} per GPU"]
     return []
