@@ -280,3 +280,11 @@ def test_stages_are_explained_one_after_the_other_with_what_differs():
 def test_a_stage_that_max_steps_ends_says_so():
     text = words(explain(plan_of(gpus(24), TileConfig(effective_batch_size=64, max_steps=33))))
     assert "33 steps of 64 = 2,112 samples = 3.6 passes over 586 samples: max_steps ends the stage early" in text
+
+
+def test_a_budget_of_ones_own_limits_the_plan_and_is_told():
+    free, limited = (plan_of(gpus(24), TileConfig(memory_limit_gib=limit)) for limit in (None, 7.0))
+    assert limited.stages[0].layout.largest_micro_batch < free.stages[0].layout.largest_micro_batch
+    assert limited.stages[0].predicted_peak_bytes <= 7 * GIB
+    assert "at most 7 GiB by memory_limit_gib (given by you)" in words(explain(limited))
+    assert "memory_limit_gib" not in explain(free)

@@ -52,7 +52,10 @@ def _stage_lines(plan: Plan, stage: StagePlan, noun: str) -> Iterator[Line]:
         yield "activations", _recomputed_words(stage)
     if stage.channels_last:
         yield "image tensors", "channels-last (given by you)"
-    yield "peak memory", f"{_memory_words(stage, rank_word(kind))}; {describe_memory_limit(plan.rig)}"
+    yield (
+        "peak memory",
+        f"{_memory_words(stage, rank_word(kind))}; {describe_memory_limit(plan.rig)}{_budget_words(stage)}",
+    )
     yield "speed", _speed_words(stage, f"{plan.rig.world_size} {rank_word(kind, plan.rig.world_size)}")
     yield "loading", _loading_words(stage, rank_word(kind))
     yield from _duration_lines(stage, noun)
@@ -145,6 +148,11 @@ def _strategy_words(stage: StagePlan, *, kind_word: str) -> str:
     if stage.strategy == "ddp":
         return f"ddp (every {kind_word} holds the whole model)"
     return f"fully_shard (weights, gradients and optimizer state are spread over the {kind_word}s)"
+
+
+def _budget_words(stage: StagePlan) -> str:
+    budget = stage.config.get("memory_limit_gib")
+    return "" if budget is None else f"; at most {budget:g} GiB by memory_limit_gib (given by you)"
 
 
 def _recomputed_words(stage: StagePlan) -> str:
