@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import rigfit
 from rigfit.errors import TrainingError, UsageError
+from rigfit.measuring.paper.step import _names_of
 from rigfit.measuring.trace import Target, Tracer
 from rigfit.planning.trace import Kind, Phase, Trace
 from rigfit.recipes import load_recipe
@@ -233,3 +235,10 @@ def children() -> Iterator[int]:
             command = (folder / "cmdline").read_text()
             if "rigfit.measuring.paper" in command:
                 yield int(folder.name)
+
+
+def test_blocks_are_counted_in_the_order_in_which_the_task_names_them():
+    task = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
+    assert _names_of(task, [task[1], task[0]]) == ("1", "0")
+    outside, last = _names_of(task, [torch.nn.Linear(1, 1), task[1]])
+    assert (outside, last) == ("(outside the task)", "1")

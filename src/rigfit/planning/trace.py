@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from rigfit.units import format_bytes
-
 
 class Phase(StrEnum):
     """Which part of a step something happens in."""
@@ -311,10 +309,3 @@ def trace_from_json(text: str) -> Trace:
         notes=tuple(raw["notes"]),
         seconds=raw["seconds"],
     )
-
-
-def describe(trace: Trace) -> str:
-    """Return one line about the trace, for logs."""
-    sizes = " and ".join(map(str, trace.micro_batch_sizes))
-    peak = format_bytes(trace.peak_live_bytes(trace.micro_batch_sizes[-1]))
-    return f"{trace.method}; micro-batches of {sizes}; {len(trace.calls)} operators; {peak} alive at the peak"

@@ -29,6 +29,9 @@ from rigfit.workload import Precision, WorkloadConfig
 NUM_STEPS = 2
 PASSES_PER_STEP = 2
 
+_ELSEWHERE = "(outside the task)"
+"""Name of a block that is no part of the task: it keeps its number, and nothing is found inside it."""
+
 _REWRITTEN = "read without a CUDA device on paper: its casts and kernels were rewritten by hand for tensors on the CPU"
 
 
@@ -222,6 +225,7 @@ def _micro_batch_size(batch: Batch) -> int:
     return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim())
 
 
-def _names_of(task: Task, modules: Sequence[nn.Module]) -> tuple[str, ...]:
-    wanted = {id(module) for module in modules}
-    return tuple(name for name, module in task.named_modules() if id(module) in wanted)
+def _names_of(task: nn.Module, modules: Sequence[nn.Module]) -> tuple[str, ...]:
+    """Return the names of `modules` in their own order, which is how a plan counts blocks."""
+    names = {id(module): name for name, module in task.named_modules()}
+    return tuple(names.get(id(module), _ELSEWHERE) for module in modules)
