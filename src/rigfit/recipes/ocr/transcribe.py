@@ -1,0 +1,125 @@
+"""A trained model reads lines that it has not seen: single pictures, folders of them, pages with an XML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rigfit.errors import DataError, UsageError
+from rigfit.images.decode import SUFFIXES, read_image
+from rigfit.recipes.ocr.config import OcrConfig
+from rigfit.recipes.ocr.data import finish_of
+from rigfit.recipes.ocr.lines import Finish, Pixels, cut_line, even_out, read_page_image
+from rigfit.recipes.ocr.pages import Page, find_pages, read_page
+from rigfit.recipes.ocr.resized import resized
+from rigfit.recipes.ocr.task import OcrTask
+from rigfit.recipes.ocr.written import Reading
+from rigfit.task import Trained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What there is to read: pages with XML, or pictures of single lines."""
+
+    pages: tuple[Page, ...]
+    images: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unread:
+    """A line that could not be cut out or decoded, and why."""
+
+    name: str
+    reason: str
+
+
+def find_readable(source: Path) -> Found:
+    """Return what `source` names: an image, a PAGE or ALTO file, or a folder of either (XML goes first).
+
+    Raises:
+        UsageError: There is no such file or folder.
+        DataError: The folder holds neither.
+    """
+    if source.is_file():
+        if source.suffix.lower() == ".xml":
+            return Found(pages=(read_page(source),), images=())
+        return Found(pages=(), images=(source,))
+    if not source.is_dir():
+        raise UsageError(f"There is no file or folder {source}.", "Give a line image, a page's XML, or a folder.")
+    files = find_pages(source)
+    if files:
+        return Found(pages=tuple(read_page(file) for file in files), images=())
+    images = tuple(path for path in sorted(source.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not images:
+        raise DataError(f"{source} holds no images and no PAGE or ALTO files.", "Give a folder with line images.")
+    return Found(pages=(), images=images)
+
+
+def read_lines(trained: Trained, pictures: Sequence[Pixels], *, micro_batch_size: int) -> list[Reading]:
+    """Return what the model reads in pictures of single lines, each uint8 (height, width, 3) of any size."""
+    task, config = ocr_task(trained), ocr_config(trained)
+    readings = []
+    for start in range(0, len(pictures), micro_batch_size):
+        part = [
+            resized(picture, task.image_size, config.resize) for picture in pictures[start : start + micro_batch_size]
+        ]
+        images = torch.from_numpy(np.stack([picture.transpose(2, 0, 1) for picture in part])).to(trained.device)
+        readings += [Reading(text=text, confidence=sure) for text, sure in task.read_with_confidence(images)]
+    return readings
+
+
+def read_page_lines(
+    trained: Trained, page: Page, *, micro_batch_size: int
+) -> tuple[list[Reading | None], list[Unread]]:
+    """Return one reading per line of `page`, None where its outline is no area, and those lines with the reason.
+
+    Raises:
+        DataError: The page's picture cannot be read.
+    """
+    pixels, scale = read_page_image(page)
+    finish = finish_of(ocr_config(trained))
+    pictures: dict[int, Pixels] = {}
+    unread = []
+    for number, line in enumerate(page.lines):
+        try:
+            pictures[number] = cut_line(pixels, line, scale=scale, finish=finish)
+        except DataError as error:
+            unread.append(Unread(name=f"{page.path.name}#{line.name}", reason=error.cause))
+    read = read_lines(trained, list(pictures.values()), micro_batch_size=micro_batch_size)
+    by_number = dict(zip(pictures, read, strict=True))
+    return [by_number.get(number) for number in range(len(page.lines))], unread
+
+
+def read_images(
+    trained: Trained, images: Sequence[Path], *, micro_batch_size: int
+) -> Iterator[tuple[Path, Reading | Unread]]:
+    """Yield each picture of a line with its reading, or with why it cannot be read; few are held in memory at once."""
+    for start in range(0, len(images), micro_batch_size):
+        part = images[start : start + micro_batch_size]
+        opened = [_opened(path, finish_of(ocr_config(trained))) for path in part]
+        pictures = [one for one in opened if not isinstance(one, Unread)]
+        readings = iter(read_lines(trained, pictures, micro_batch_size=micro_batch_size))
+        for path, one in zip(part, opened, strict=True):
+            yield path, one if isinstance(one, Unread) else next(readings)
+
+
+def ocr_task(trained: Trained) -> OcrTask:
+    assert isinstance(trained.task, OcrTask)
+    return trained.task
+
+
+def ocr_config(trained: Trained) -> OcrConfig:
+    assert isinstance(trained.config, OcrConfig)
+    return trained.config
+
+
+def _opened(path: Path, finish: Finish) -> NDArray[np.uint8] | Unread:
+    try:
+        return even_out(read_image(path).rgb, finish)
+    except DataError as error:
+        return Unread(name=str(path), reason=error.cause)

@@ -1,0 +1,136 @@
+"""Reading new pages with a trained model, and looking at what it reads worst."""
+
+from __future__ import annotations
+
+import csv
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from rigfit.errors import DataError, UsageError
+from rigfit.recipes import needs_run
+from rigfit.recipes.ocr import verbs
+from rigfit.recipes.ocr.metrics import count_edits
+from rigfit.recipes.ocr.pages import read_page
+from rigfit.recipes.ocr.transcribe import ocr_task
+from rigfit.task import Trained
+from tests.recipes.ocr.test_pages import ALTO_XML, PAGE_XML, write_page
+from tests.recipes.ocr.toy_lines import draw_line, lines_of, prepare, toy_trained
+from tests.shared_data import shared_data
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("run")
+    config, splits = prepare(folder)
+    return toy_trained(config, splits, folder)
+
+
+def test_every_verb_is_listed_and_only_cutting_lines_needs_no_run() -> None:
+    assert [(verb.__name__, needs_run(verb)) for verb in verbs.VERBS] == [
+        ("lines", False),
+        ("transcribe", True),
+        ("worst", True),
+    ]
+    assert all((verb.__doc__ or "").splitlines()[0].endswith(".") for verb in verbs.VERBS)
+
+
+@pytest.mark.parametrize("text", [PAGE_XML, ALTO_XML.format(unit="pixel")], ids=["page", "alto"])
+def test_a_page_comes_back_with_the_readings_in_place_of_its_texts(trained: Trained, tmp_path: Path, text: str) -> None:
+    path = write_page(tmp_path, text)
+    said = verbs.transcribe(trained, path, out=tmp_path / "out")
+    before, after = read_page(path), _read_beside_picture(tmp_path)
+    with (tmp_path / "out" / "transcription.tsv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert [row["text"] for row in rows] == [line.text for line in after.lines]
+    assert [line.polygon for line in after.lines] == [line.polygon for line in before.lines]
+    assert (tmp_path / "out" / "scan.txt").read_text(encoding="utf-8") == "".join(f"{row['text']}\n" for row in rows)
+    assert all(0 <= float(row["confidence"]) <= 1 for row in rows)
+    written = (tmp_path / "out" / "scan.xml").read_text(encoding="utf-8")
+    assert "ns0:" not in written
+    sure = [
+        value
+        for element in ET.fromstring(written).iter()
+        for key, value in element.attrib.items()
+        if key in ("WC", "conf")
+    ]
+    assert sorted(sure) == sorted(row["confidence"] for row in rows)
+    for old in ("first of all", "no line", "second choice"):
+        assert old not in written
+    assert f"{len(rows)} lines" in said
+
+
+def _read_beside_picture(folder: Path) -> object:
+    (folder / "again").mkdir()
+    (folder / "again" / "scan.xml").write_bytes((folder / "out" / "scan.xml").read_bytes())
+    return read_page(folder / "again" / "scan.xml")
+
+
+def test_a_line_whose_outline_is_no_area_is_told_and_left_without_text(trained: Trained, tmp_path: Path) -> None:
+    path = write_page(tmp_path, PAGE_XML.replace("10,80 90,80 90,95 10,95", "10,80 10,80 10,80"))
+    said = verbs.transcribe(trained, path, out=tmp_path / "out")
+    assert "not read: scan.xml#r1l2: Line r1l2 has no area" in said
+    assert "fourth" not in (tmp_path / "out" / "scan.xml").read_text(encoding="utf-8")
+
+
+def test_an_image_is_one_line_and_a_folder_of_images_many(trained: Trained, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        draw_line(name).save(tmp_path / name)
+    (tmp_path / "c.png").write_bytes(b"no picture")
+    assert "1 lines" in verbs.transcribe(trained, tmp_path / "a.png", out=tmp_path / "one")
+    said = verbs.transcribe(trained, tmp_path, out=tmp_path / "out", micro_batch_size=1)
+    assert "2 lines" in said
+    assert "not read: " in said
+    assert "c.png" in said
+    lines = lines_of(trained.splits.train)
+    read = verbs.transcribe(trained, trained.folder / "lines" / lines.name(0), out=tmp_path / "x").splitlines()[0]
+    from torch import from_numpy
+
+    assert read == ocr_task(trained).read(from_numpy(lines.pixels(0)).permute(2, 0, 1)[None])[0]
+
+
+def test_what_cannot_be_read_is_refused_with_a_way_out(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="There is no file or folder"):
+        verbs.transcribe(trained, tmp_path / "none", out=tmp_path / "out")
+    with pytest.raises(DataError, match="holds no images and no PAGE or ALTO"):
+        verbs.transcribe(trained, tmp_path, out=tmp_path / "out")
+    with pytest.raises(UsageError, match="micro_batch_size is 0"):
+        verbs.transcribe(trained, tmp_path, out=tmp_path / "out", micro_batch_size=0)
+    path = write_page(tmp_path, PAGE_XML)
+    with pytest.raises(UsageError, match="would be written over") as caught:
+        verbs.transcribe(trained, path, out=tmp_path)
+    assert "first" in path.read_text(encoding="utf-8")
+    assert "--out" in caught.value.remedy
+
+
+def test_the_worst_lines_come_first_and_all_are_measured(trained: Trained, tmp_path: Path) -> None:
+    said = verbs.worst(trained, out=tmp_path, split="train", num_samples=3)
+    with (tmp_path / "lines.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(trained.splits.train)
+    rates = [float(row["cer"]) for row in rows]
+    assert rates == sorted(rates, reverse=True)
+    edits = count_edits([row["text"] for row in rows], [row["reading"] for row in rows])
+    assert f"CER {edits.cer:.4f}, WER {edits.wer:.4f}" in said
+    page = (tmp_path / "worst.html").read_text(encoding="utf-8")
+    assert page.count("<img") == 3
+    assert "http" not in page  # one file, offline
+
+
+def test_the_worst_lines_of_nothing_are_refused(trained: Trained, tmp_path: Path) -> None:
+    config, splits = prepare(tmp_path, validation_fraction=0.0)
+    with pytest.raises(DataError, match="has no validation lines") as caught:
+        verbs.worst(toy_trained(config, splits, tmp_path), out=tmp_path / "out")
+    assert "split=train" in caught.value.remedy
+    verbs.worst(toy_trained(config, splits, tmp_path), out=tmp_path / "out", split="train")
+
+
+def test_a_real_alto_page_is_transcribed_line_by_line(trained: Trained, tmp_path: Path) -> None:
+    page = shared_data("htr_lines/cremma_testaments/pages/TestamentsDePoilus_will_AN_0218-0.xml")
+    verbs.transcribe(trained, page, out=tmp_path)
+    before = read_page(page)
+    root = ET.parse(tmp_path / page.name).getroot()
+    strings = [element for element in root.iter() if element.tag.endswith("}String")]
+    assert len(strings) == len(before.lines)
+    assert all({"CONTENT", "WC", "HPOS"} <= element.attrib.keys() for element in strings)
