@@ -1,0 +1,1 @@
+"""Questions about pictures: Qwen2-VL, letterboxed pictures, LoRA, loss on the answer alone."""

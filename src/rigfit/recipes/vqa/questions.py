@@ -1,0 +1,210 @@
+"""Questions as people have them: JSONL of `image, question, answer` or of `messages`, and what is wrong with a row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rigfit.errors import DataError, RigfitError, UsageError
+from rigfit.images.decode import read_image
+from rigfit.recipes.vqa.answers import normalise
+
+QUESTION_FILES = ("qa.jsonl", "train.jsonl", "questions.jsonl")
+HELD_OUT_FILES = ("validation.jsonl", "val.jsonl", "test.jsonl")
+
+_IMAGE_KEYS = ("image", "image_filename", "image_path", "images")
+_TYPE_KEYS = ("type", "question_type")
+# What spreadsheets write for an empty cell; an answer "none" may be meant.
+_NOT_A_TEXT = frozenset({"", "nan", "null"})
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One question about one picture.
+
+    Args:
+        image: Path from the image root.
+        question, answer: As written in the data.
+        where: File and line, for messages.
+        given_type: The type that the data name, or None.
+    """
+
+    image: str
+    question: str
+    answer: str
+    where: str
+    given_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """A row that cannot be used, and why."""
+
+    where: str
+    reason: str
+
+
+def find_files(data: str, validation_data: str | None) -> tuple[Path, Path | None]:
+    """Return the JSONL to train on, and the one held out where there is one.
+
+    Raises:
+        UsageError: There is no such file or folder, or the folder holds no questions.
+    """
+    path = Path(data).expanduser().resolve()
+    if not path.exists():
+        raise UsageError(f"There is no file or folder {path}.", "Say data=FILE.jsonl, data=FOLDER or data=sample.")
+    if path.is_dir():
+        found = _first(path, QUESTION_FILES)
+        if found is None:
+            raise UsageError(
+                f"{path} holds no questions: none of {', '.join(QUESTION_FILES)} is there.",
+                "Name the file: data=FILE.jsonl.",
+            )
+        path = found
+    held_out = Path(validation_data).expanduser().resolve() if validation_data else _beside(path)
+    if held_out is not None and not held_out.is_file():
+        raise UsageError(
+            f"There is no file {held_out}.",
+            "Name the JSONL of the held-out questions, or leave validation_data out to hold out a share of the images.",
+        )
+    return path, held_out
+
+
+def _beside(path: Path) -> Path | None:
+    """Return the held-out questions that lie beside `train.jsonl`; other names stand alone."""
+    return _first(path.parent, HELD_OUT_FILES) if path.name == "train.jsonl" else None
+
+
+def _first(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def read_questions(path: Path) -> tuple[list[Question], list[Rejected]]:
+    """Return the questions of a JSONL file, and the rows that are none.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    questions: list[Question] = []
+    rejected: list[Rejected] = []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.", "Give a JSONL file in UTF-8.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path.name}:{number}"
+        try:
+            questions += _read_row(json.loads(line), where)
+        except json.JSONDecodeError as error:
+            rejected.append(Rejected(where=where, reason=f"no JSON: {error.msg}"))
+        except _BadRowError as error:
+            rejected.append(Rejected(where=where, reason=str(error)))
+    return questions, rejected
+
+
+class _BadRowError(Exception):
+    """Says what is wrong with a row."""
+
+
+def _read_row(row: Any, where: str) -> Iterator[Question]:
+    if not isinstance(row, dict):
+        raise _BadRowError("no JSON object")
+    image = next((row[key] for key in _IMAGE_KEYS if row.get(key)), None)
+    if isinstance(image, list):
+        if len(image) != 1:
+            raise _BadRowError(f"{len(image)} pictures, where one is expected")
+        image = image[0]
+    if not isinstance(image, str):
+        raise _BadRowError("no `image`")
+    given = next((str(row[key]) for key in _TYPE_KEYS if row.get(key)), None)
+    pairs = _read_messages(row["messages"]) if "messages" in row else [(row.get("question"), row.get("answer"))]
+    checked = [(_text_of(question, "question"), _text_of(answer, "answer")) for question, answer in pairs]
+    return (
+        Question(image=image, question=question, answer=answer, where=where, given_type=given)
+        for question, answer in checked
+    )
+
+
+def _text_of(value: Any, name: str) -> str:
+    if value is None or isinstance(value, dict | list):
+        raise _BadRowError(f"no `{name}`")
+    text = " ".join(str(value).split())
+    if text.lower() in _NOT_A_TEXT:
+        raise _BadRowError(f"the {name} is empty ({text!r})")
+    if name == "answer" and not normalise(text):
+        raise _BadRowError(f"the answer {text!r} says nothing: it holds marks alone")
+    return text
+
+
+def _read_messages(messages: Any) -> list[tuple[str, str]]:
+    """Return (question, answer) of each turn of a user with its assistant's; each becomes a question of its own."""
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
+        raise _BadRowError("`messages` is no list of objects")
+    turns = [(turn.get("role"), _content_of(turn.get("content"))) for turn in messages if turn.get("role") != "system"]
+    roles = [role for role, _ in turns]
+    if not turns or roles != ["user", "assistant"] * (len(turns) // 2):
+        raise _BadRowError("`messages` are not turns of user and assistant, one after the other")
+    return [(turns[number][1], turns[number + 1][1]) for number in range(0, len(turns), 2)]
+
+
+def _content_of(content: Any) -> str:
+    if isinstance(content, list):
+        content = " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return str(content or "").replace("<image>", " ")
+
+
+def check_pictures(
+    questions: Sequence[Question], root: Path, progress: Progress
+) -> tuple[list[Question], list[Rejected], dict[str, str]]:
+    """Return the questions whose picture can be read, the others, and the SHA-256 of every picture that can."""
+    digests: dict[str, str] = {}
+    bad: dict[str, str] = {}
+    names = sorted({question.image for question in questions})
+    for number, name in enumerate(names, start=1):
+        try:
+            path = root / name
+            read_image(path)
+            digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        except RigfitError as error:
+            bad[name] = error.cause.rstrip(".")
+        progress(number, len(names))
+    good = [question for question in questions if question.image in digests]
+    rejected = [Rejected(where=q.where, reason=bad[q.image]) for q in questions if q.image in bad]
+    return good, rejected, digests
+
+
+def require_enough(questions: Sequence[Question], rejected: Sequence[Rejected], path: Path, limit: float) -> None:
+    """Check that the share of rejected rows is at most `limit`, and that something is left.
+
+    Raises:
+        DataError: Too much is unusable.
+    """
+    total = len(questions) + len(rejected)
+    if not total:
+        raise DataError(f"{path} holds no questions.", "Give a JSONL file with `image`, `question` and `answer`.")
+    if len(rejected) <= limit * total and questions:
+        return
+    first = "; ".join(f"{row.where}: {row.reason}" for row in rejected[:3])
+    share = min(1.0, int(len(rejected) / total * 100 + 1) / 100)
+    allow = f", or allow them: max_bad_fraction={share}" if questions else ""
+    raise DataError(
+        f"{len(rejected)} of {total} questions in {path} cannot be used: {first}.",
+        f"Mend the rows, or name the folder of the pictures: image_root=FOLDER{allow}.",
+    )
+
+
+def write_rows(path: Path, rows: Sequence[Any]) -> None:
+    """Write dataclasses as JSONL, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.writing")
+    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

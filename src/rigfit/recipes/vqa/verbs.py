@@ -1,0 +1,194 @@
+"""What can be done with questions before a run, and with a model after it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rigfit.errors import DataError, TrainingError, UsageError
+from rigfit.images.decode import read_image
+from rigfit.images.letterbox import letterbox
+from rigfit.recipes.vqa.config import SAMPLE_NAME, VqaConfig
+from rigfit.recipes.vqa.data import describe, open_data, prepare_data
+from rigfit.recipes.vqa.exported import write_merged
+from rigfit.recipes.vqa.overfit import overfit
+from rigfit.recipes.vqa.preview import Piece, pieces, to_html, to_terminal
+from rigfit.recipes.vqa.samples import VqaSamples
+from rigfit.recipes.vqa.task import VqaTask, build
+from rigfit.task import Trained
+from rigfit.workload import Splits
+
+_PASSED = 0.95
+"""Share of the overfitted questions answered exactly from which `sanity` passes: less is a fault, not a limit."""
+
+
+def answer(trained: Trained, image: str, question: str, *, out: Path, question_type: str | None = None) -> str:
+    """Answer one question about one picture, with the adapters that were trained.
+
+    Args:
+        trained: The run.
+        image: Path of a picture.
+        question: What to ask.
+        out: Not written to.
+        question_type: For a run with constrained types; from the run's rules when absent.
+    """
+    task = task_of(trained)
+    task.require_ready(is_trained=True)
+    samples = samples_of(trained.splits)
+    words = task.words(samples.prepared)
+    name = question_type or words.types.type_of(question)
+    if question_type is not None and question_type not in words.type_names:
+        raise UsageError(f"There is no question type {question_type}.", f"There are: {', '.join(words.type_names)}.")
+    square = letterbox(read_image(Path(image)).rgb, samples.image_size)[0].transpose(2, 0, 1)
+    prompt = torch.tensor(words.chat.prompt(question), device=trained.device)
+    batch = {
+        "image": torch.from_numpy(np.ascontiguousarray(square))[None].to(trained.device),
+        "input_ids": prompt[None],
+        "prompt_length": torch.tensor([len(prompt)]),
+        "type": torch.tensor([words.type_names.index(name) if name in words.type_names else 0]),
+    }
+    return task.answer_batch(batch, words)[0]
+
+
+def merge(trained: Trained, *, out: Path) -> str:
+    """Write the whole model with the adapters added into its weights, for `from_pretrained`.
+
+    Args:
+        trained: The run.
+        out: Folder for the model.
+    """
+    task = task_of(trained)
+    task.require_ready(is_trained=True)
+    write_merged(task.model, out, image_size=task.config.image_size, prepared=samples_of(trained.splits).prepared)
+    return f"{out}: the whole model, adapters added in, with tokenizer and processor"
+
+
+def preview(
+    data: str,
+    *,
+    num_samples: int = 3,
+    page: str | None = None,
+    image_root: str | None = None,
+    tokenizer: str | None = None,
+    letterbox_size: int | None = None,
+) -> str:
+    """Show the tokens of some questions, and which of them the loss counts.
+
+    Args:
+        data: JSONL, folder, or sample.
+        num_samples: Questions shown, evenly spread.
+        page: HTML file to write the same into.
+        image_root: Folder that image names start from.
+        tokenizer: Folder with tokenizer.json; one is trained on the data's texts when absent.
+        letterbox_size: Side of the square, pixels.
+    """
+    config = _config(data, image_root=image_root, tokenizer=tokenizer, letterbox=letterbox_size)
+    with tempfile.TemporaryDirectory() as folder:
+        splits = _open(config, Path(folder))
+        samples = samples_of(splits)
+        chosen = [number * len(samples) // num_samples for number in range(min(num_samples, len(samples)))]
+        shown: list[list[Piece]] = [pieces(samples, index) for index in chosen]
+    if page is not None:
+        Path(page).write_text(to_html(shown), encoding="utf-8")
+    counted = "the loss counts what stands in [brackets]"
+    coloured = sys.stdout.isatty()
+    text = "\n\n".join(to_terminal(one, is_coloured=coloured) for one in shown)
+    return "\n".join([*splits.facts, "", text, "", counted, *([f"{page}: the same in colour"] if page else [])])
+
+
+def statistics(data: str, *, image_root: str | None = None, validation_data: str | None = None) -> str:
+    """Count questions and answers by type, and say how far the most common answer of each type gets.
+
+    Args:
+        data: JSONL, folder, or sample.
+        image_root: Folder that image names start from.
+        validation_data: JSONL of held-out questions.
+    """
+    config = _config(data, image_root=image_root, validation_data=validation_data)
+    with tempfile.TemporaryDirectory() as folder:
+        splits = _open(config, Path(folder))
+    rows = [*samples_of(splits).rows, *getattr(splits.validation, "rows", [])]
+    kinds = set(describe(rows))
+    return "\n".join([*(fact for fact in splits.facts if fact not in kinds), *describe(rows)])
+
+
+def sanity(
+    data: str,
+    *,
+    image_root: str | None = None,
+    weights: str | None = None,
+    letterbox_size: int | None = None,
+    num_samples: int = 64,
+    num_steps: int = 200,
+    lr: float = 1e-3,
+) -> str:
+    """Overfit a few questions: a model that cannot learn them by heart has a fault somewhere.
+
+    Args:
+        data: JSONL, folder, or sample.
+        image_root: Folder that image names start from.
+        weights: Folder or cached name to put adapters on; a small fresh model when absent.
+        letterbox_size: Side of the square, pixels.
+        num_samples: Questions learned.
+        num_steps: Optimizer steps over all of them.
+        lr: Learning rate.
+    """
+    more: dict[str, Any] = {} if weights is None else {"weights": weights, "architecture": None}
+    config = _config(data, image_root=image_root, letterbox=letterbox_size, **more)
+    with tempfile.TemporaryDirectory() as folder:
+        splits = _open(config, Path(folder))
+        torch.manual_seed(config.seed)
+        task = build(config)
+        task.load_pretrained()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        found = overfit(task.to(device), samples_of(splits), num_samples=num_samples, num_steps=num_steps, lr=lr)
+    told = (
+        f"{found.num_samples} questions, {num_steps} steps: loss per token {found.first_loss:.3f} -> "
+        f"{found.last_loss:.3f}, {found.exact:.1%} answered exactly (always the most common answer: {found.common:.1%})"
+    )
+    if found.exact < _PASSED:
+        raise TrainingError(
+            f"Sanity failed: {told}.",
+            f"Try --num-steps {2 * num_steps}; if that fails too, look at the tokens with `rigfit vqa preview`.",
+        )
+    return f"sanity passed: {told}"
+
+
+VERBS: tuple[Callable[..., str], ...] = (answer, merge, preview, statistics, sanity)
+
+
+def task_of(trained: Trained) -> VqaTask:
+    """Return the run's task as what it is."""
+    assert isinstance(trained.task, VqaTask)
+    return trained.task
+
+
+def samples_of(splits: Splits) -> VqaSamples:
+    """Return the training samples as what they are."""
+    assert isinstance(splits.train, VqaSamples)
+    return splits.train
+
+
+def _config(data: str, **options: Any) -> VqaConfig:
+    """Return the config of a verb without a run: a small fresh model where none is named."""
+    given = {name: value for name, value in options.items() if value is not None}
+    own = {"architecture": "small"} if data != SAMPLE_NAME and "weights" not in given else {}
+    try:
+        return VqaConfig(data=data, **({"weights": "fresh"} if own else {}) | own | given)
+    except ValueError as error:
+        first = str(error.errors()[0]["msg"]) if hasattr(error, "errors") else str(error)
+        raise UsageError(f"{first.removeprefix('Value error, ')}.", "Give another value.") from error
+
+
+def _open(config: VqaConfig, folder: Path) -> Splits:
+    prepare_data(config, folder, lambda done, total: None)
+    splits = open_data(config, folder)
+    if not len(splits.train):
+        raise DataError(f"{config.data} holds no questions.", "Give a JSONL file with some.")
+    return splits

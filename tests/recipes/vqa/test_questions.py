@@ -1,0 +1,125 @@
+"""Questions are read from both kinds of JSONL; what is no question is told with its line and never trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rigfit.errors import DataError, UsageError
+from rigfit.recipes.vqa.data import find_questions
+from rigfit.recipes.vqa.questions import find_files, read_questions
+from tests.recipes.vqa.tiny import prepared, tiny_config, write_questions
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+def test_rows_and_messages_give_the_same_question(tmp_path: Path) -> None:
+    plain = {"image": "a.jpg", "question": "Is it red?", "answer": "yes"}
+    chat = {
+        "images": ["a.jpg"],
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "<image>\nIs it red?"},
+            {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+        ],
+    }
+    (one, other), rejected = read_questions(write(tmp_path / "qa.jsonl", plain, chat))
+    assert not rejected
+    assert (
+        (one.image, one.question, one.answer)
+        == (other.image, other.question, other.answer)
+        == ("a.jpg", "Is it red?", "yes")
+    )
+    assert other.where == "qa.jsonl:2"
+
+
+def test_every_pair_of_turns_is_a_question_of_its_own(tmp_path: Path) -> None:
+    turns = [
+        {"role": role, "content": text}
+        for role, text in (("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2"))
+    ]
+    found, _ = read_questions(write(tmp_path / "qa.jsonl", {"image": "a.jpg", "messages": turns}))
+    assert [(one.question, one.answer) for one in found] == [("One?", "1"), ("Two?", "2")]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("{", "no JSON"),
+        ("[1]", "no JSON object"),
+        ({"question": "a?", "answer": "b"}, "no `image`"),
+        ({"image": "a.jpg", "answer": "b"}, "no `question`"),
+        ({"image": "a.jpg", "question": "a?"}, "no `answer`"),
+        ({"image": "a.jpg", "question": "none", "answer": "nan"}, "the answer is empty"),
+        ({"image": "a.jpg", "question": "a?", "answer": "  "}, "the answer is empty"),
+        ({"image": "a.jpg", "question": "a?", "answer": "?!"}, "says nothing"),
+        ({"images": ["a.jpg", "b.jpg"], "question": "a?", "answer": "b"}, "2 pictures"),
+        ({"image": "a.jpg", "messages": [{"role": "assistant", "content": "b"}]}, "not turns of user and assistant"),
+    ],
+)
+def test_a_row_that_is_no_question_is_rejected_with_its_line_and_the_reason(
+    tmp_path: Path, row: Any, reason: str
+) -> None:
+    found, rejected = read_questions(write(tmp_path / "qa.jsonl", row))
+    assert not found
+    assert rejected[0].where == "qa.jsonl:1"
+    assert reason in rejected[0].reason
+
+
+def test_too_many_unusable_rows_stop_the_run_and_the_limit_it_names_lets_it_go(tmp_path: Path) -> None:
+    data = write_questions(tmp_path / "questions")
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"image": "images/gone.png", "question": "a?", "answer": "b"}\n' * 3)
+    with pytest.raises(
+        DataError, match=r"3 of 39 questions .* cannot be used: qa.jsonl:37: (.|\n)*max_bad_fraction=0.08"
+    ) as told:
+        prepared(tmp_path)
+    assert "image_root=FOLDER" in told.value.remedy
+    _, splits = prepared(tmp_path, max_bad_fraction=0.08)
+    assert len(splits.train) + len(splits.validation) == 36
+    assert any("3 rows cannot be used" in fact for fact in splits.facts)
+    assert len((tmp_path / "data" / "rejected.jsonl").read_text().splitlines()) == 3
+
+
+def test_pictures_are_found_from_another_root(tmp_path: Path) -> None:
+    data = write_questions(tmp_path / "questions")
+    moved = data.rename(tmp_path / "elsewhere.jsonl")
+    config = tiny_config(data=str(moved), image_root=str(tmp_path / "questions"))
+    assert len(find_questions(config, tmp_path, lambda done, total: None).train) > 0
+
+
+def test_a_given_split_is_kept_but_for_pictures_on_both_sides(tmp_path: Path) -> None:
+    rows = write_questions(tmp_path / "questions").read_text().splitlines()
+    write(tmp_path / "questions" / "train.jsonl", *rows[:30])
+    write(tmp_path / "questions" / "test.jsonl", *rows[27:])
+    (tmp_path / "questions" / "qa.jsonl").unlink()
+    config = tiny_config(data=str(tmp_path / "questions"))
+    found = find_questions(config, tmp_path, lambda done, total: None)
+    assert (len(found.train), len(found.held_out)) == (27, 9)
+    assert any("3 training questions are about pictures that are held out too" in fact for fact in found.facts)
+
+
+def test_missing_files_are_told_with_what_to_say_instead(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"There is no file or folder .*\n.*data=sample"):
+        find_files(str(tmp_path / "nothing"), None)
+    with pytest.raises(UsageError, match=r"holds no questions: none of qa.jsonl, train.jsonl"):
+        find_files(str(tmp_path), None)
+
+
+def test_a_text_that_is_too_long_is_refused_by_name_and_never_cut_off(tmp_path: Path) -> None:
+    write_questions(tmp_path / "questions")
+    with pytest.raises(
+        DataError, match=r"The text of qa.jsonl:\d+ takes (\d+) tokens, more than max_text_tokens 40"
+    ) as told:
+        prepared(tmp_path, max_text_tokens=40, max_answer_tokens=4)
+    needed = max(int(word.strip(",")) for word in told.value.remedy.split("max_text_tokens=")[1].split()[:1])
+    assert needed > 40
+    prepared(tmp_path, max_text_tokens=needed + 40, max_answer_tokens=4)

@@ -1,0 +1,106 @@
+"""What can be done before a run and after it, and that each thing says what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rigfit.errors import TrainingError, UsageError
+from rigfit.recipes.vqa import verbs
+from rigfit.task import Trained
+from tests.recipes.vqa.test_task import learned
+from tests.recipes.vqa.tiny import prepared, tiny_task, write_questions
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("verbs")
+    made = prepared(folder)
+    task, splits = learned(made)
+    return Trained(config=made[0], task=task, splits=splits, folder=folder, device=torch.device("cpu"))
+
+
+def test_a_question_about_a_picture_is_answered(trained: Trained, tmp_path: Path) -> None:
+    splits: Any = trained.splits
+    rows = [row for row in splits.train.rows if row.type == "yes_no"]
+    said = [
+        verbs.answer(trained, str(trained.folder / "questions" / row.image), row.question, out=tmp_path) for row in rows
+    ]
+    assert sum(one == row.answer for one, row in zip(said, rows, strict=True)) >= len(rows) - 1
+
+
+def test_a_type_that_does_not_exist_is_told_with_those_that_do(trained: Trained, tmp_path: Path) -> None:
+    image = str(next((trained.folder / "questions" / "images").iterdir()))
+    with pytest.raises(UsageError, match=r"no question type shape(.|\n)*colour, count, yes_no"):
+        verbs.answer(trained, image, "Is it red?", out=tmp_path, question_type="shape")
+    assert verbs.answer(trained, image, "Is it red?", out=tmp_path, question_type="yes_no") in ("yes", "no")
+
+
+def test_untrained_adapters_answer_nothing(tmp_path: Path) -> None:
+    config, splits = prepared(tmp_path, lora_r=2, lora_dropout=0.0)
+    trained = Trained(
+        config=config, task=tiny_task(config).eval(), splits=splits, folder=tmp_path, device=torch.device("cpu")
+    )
+    image = str(next((tmp_path / "questions" / "images").iterdir()))
+    with pytest.raises(TrainingError, match="as they began"):
+        verbs.answer(trained, image, "Is it red?", out=tmp_path)
+
+
+def test_merged_weights_answer_as_the_adapters_did(tmp_path: Path) -> None:
+    from transformers import Qwen2VLForConditionalGeneration
+
+    config, splits = prepared(tmp_path, lora_r=2, lora_dropout=0.0)
+    task: Any = tiny_task(config).eval()
+    for name, value in task.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.5)
+    image, ids = torch.zeros(1, 3, 56, 56, dtype=torch.uint8), torch.arange(8, 20)[None]
+    positions = torch.arange(12).expand(1, 3, 12)
+    with torch.no_grad():
+        before = (
+            task.model.get_base_model()
+            .model.language_model(input_ids=ids, position_ids=positions.transpose(0, 1))
+            .last_hidden_state
+        )
+    trained = Trained(config=config, task=task, splits=splits, folder=tmp_path, device=torch.device("cpu"))
+    assert "adapters added in" in verbs.merge(trained, out=tmp_path / "merged")
+    merged = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
+    with torch.no_grad():
+        after = merged.model.language_model(input_ids=ids, position_ids=positions.transpose(0, 1)).last_hidden_state
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+    assert image.shape[-1] == config.image_size
+
+
+def test_the_preview_brackets_the_answer_and_its_end_alone(tmp_path: Path) -> None:
+    write_questions(tmp_path / "questions")
+    page = tmp_path / "page.html"
+    said = verbs.preview(str(tmp_path / "questions"), num_samples=2, page=str(page), letterbox_size=56)
+    assert said.count("[<|im_end|>]") == 2
+    assert "<|image_pad|> x 4" in said
+    assert "\x1b" not in said  # no colour where nobody sees it
+    assert page.read_text().count('class="learned"') == said.count("[") - 1
+
+
+def test_statistics_say_how_far_the_most_common_answer_gets(tmp_path: Path) -> None:
+    write_questions(tmp_path / "questions")
+    said = verbs.statistics(str(tmp_path / "questions"))
+    assert "type yes_no:" in said
+    assert "always 'no' is right for" in said
+    assert "type count: 10 questions, 1 answers; always '1' is right for 100.0%" in said
+
+
+def test_a_few_questions_are_learned_by_heart_and_too_few_steps_do_not_pass(tmp_path: Path) -> None:
+    write_questions(tmp_path / "questions")
+    assert "sanity passed" in verbs.sanity(
+        str(tmp_path / "questions"), num_samples=6, num_steps=50, lr=3e-3, letterbox_size=56
+    )
+    with pytest.raises(TrainingError, match=r"Sanity failed: 6 questions, 1 steps(.|\n)*--num-steps 2"):
+        verbs.sanity(str(tmp_path / "questions"), num_samples=6, num_steps=1, letterbox_size=56)
+
+
+def test_a_letterbox_that_does_not_fit_is_told_by_verbs_too(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="use 756"):
+        verbs.preview("sample", letterbox_size=768)
