@@ -92,8 +92,8 @@ def _guides(result: Result) -> str:
             "`python benchmarks/planner/guide_claims.py`. GiB on the fullest GPU at the fullest moment, two optimizer "
             "steps, AdamW, the card's own kernels. *activations* include inputs and temporaries; *allocator* is what "
             "PyTorch holds beyond live tensors (rounding, fragments, cuBLAS); *outside* is the CUDA context and, with "
-            "two GPUs, NCCL, at the upper end of published figures (`rigfit/planning/outside.py`). A guide's GB is "
-            "read as GiB; a tenth either way counts as right. `guide` is the model as the guide's code makes it, "
+            "two GPUs, NCCL, at the upper end of published figures (`rigfit/planning/memory/outside.py`). A guide's GB "
+            "is read as GiB; a tenth either way counts as right. `guide` is the model as the guide's code makes it, "
             "`recipe` is rigfit's own. MoCo and Qwen run under DDP, which holds gradients twice; the other guides use "
             "DataParallel, whose first GPU this is. Gradients are 0 where the fullest moment comes before backward.",
             _table(head, rows),

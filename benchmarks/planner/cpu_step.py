@@ -34,6 +34,7 @@ from rigfit.training.loader import MicroBatch
 from rigfit.training.optimizer import WeightAverage, build_optimizer, set_rate
 from rigfit.training.precision import build_scaler
 from rigfit.training.step import StepSettings, accumulate_gradients, update_weights
+from rigfit.training.weights import not_saved
 from rigfit.training.wrap import prepare_model
 
 NUM_STEPS = 2
@@ -126,7 +127,7 @@ def train_recipe(values: dict[str, Any], *, is_recomputed: bool) -> None:
     prepare_model(task, recomputed="all" if is_recomputed else "none", is_channels_last=False)
     optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2)
     set_rate(optimizer, 1e-6)
-    average = WeightAverage(task, config.ema_decay) if config.ema_decay else None
+    average = WeightAverage(task, config.ema_decay, left_out=not_saved(task)) if config.ema_decay else None
     scaler = build_scaler(CPU, "fp32")
     settings = StepSettings(
         precision="fp32", channels_last=False, clip_grad_norm=config.clip_grad_norm, seed=0, seeds_model=False

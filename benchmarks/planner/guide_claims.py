@@ -29,11 +29,11 @@ from results_file import RESULTS, write_result
 
 from rigfit.hardware.parse import parse_rig
 from rigfit.measuring.paper.device import pretend_cuda
-from rigfit.planning.memory import profile_memory
-from rigfit.planning.outside import list_outside, visible_bytes
-from rigfit.planning.sharing import spread
+from rigfit.planning.memory.outside import list_outside, visible_bytes
+from rigfit.planning.memory.profile import profile_memory
+from rigfit.planning.memory.sharing import spread
+from rigfit.planning.memory.workspace import read_workspaces, with_workspaces
 from rigfit.planning.trace import Kind, Trace
-from rigfit.planning.workspace import read_workspaces, with_workspaces
 from rigfit.units import GIB
 
 NAME = "planner_guide_claims"

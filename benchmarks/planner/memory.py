@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rigfit.planning.allocator import replay
+from rigfit.planning.memory.allocator import replay
+from rigfit.planning.memory.workspace import read_workspaces, with_workspaces
 from rigfit.planning.trace import Trace, trace_from_json
-from rigfit.planning.workspace import read_workspaces, with_workspaces
 
 TRUTH = Path(__file__).resolve().parents[3] / "shared" / "truth"
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "planner_memory.json"

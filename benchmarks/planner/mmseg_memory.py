@@ -28,10 +28,10 @@ import torch
 from rigfit.measuring.paper.build import build_unwritten
 from rigfit.measuring.paper.device import pretend_cuda
 from rigfit.measuring.paper.step import gradients_of, on_paper, state_of
-from rigfit.planning.allocator import replay
-from rigfit.planning.sharing import spread
+from rigfit.planning.memory.allocator import replay
+from rigfit.planning.memory.sharing import spread
+from rigfit.planning.memory.workspace import read_workspaces, with_workspaces
 from rigfit.planning.trace import Kind, Phase, Trace, trace_to_json
-from rigfit.planning.workspace import read_workspaces, with_workspaces
 
 TIME_LIMIT_SECONDS = 240
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "planner_mmseg_memory.json"

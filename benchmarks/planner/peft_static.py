@@ -38,9 +38,9 @@ from torch import nn
 from rigfit.measuring.paper.build import build_unwritten
 from rigfit.measuring.paper.device import pretend_cuda
 from rigfit.measuring.paper.step import gradients_of, on_paper, state_of
-from rigfit.planning.allocator import CachingAllocator
+from rigfit.planning.memory.allocator import CachingAllocator
+from rigfit.planning.memory.workspace import read_workspaces, with_workspaces
 from rigfit.planning.trace import Kind, Phase, Trace, combine
-from rigfit.planning.workspace import read_workspaces, with_workspaces
 from rigfit.units import MIB
 
 MICRO_BATCH = 4

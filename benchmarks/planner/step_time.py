@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from fit_rates import TRUTH, cross_validate, folds, read_rows
 
-from rigfit.planning.speed import CardRates, card_rates, exchange_seconds, step_seconds
+from rigfit.planning.speed.step_seconds import CardRates, card_rates, exchange_seconds, step_seconds
 from rigfit.planning.trace import Trace, trace_from_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "planner_step_time.json"

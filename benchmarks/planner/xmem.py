@@ -34,10 +34,10 @@ from rigfit.hardware.parse import parse_rig
 from rigfit.measuring.paper.build import build_unwritten
 from rigfit.measuring.paper.device import pretend_cuda
 from rigfit.measuring.paper.step import gradients_of, on_paper, state_of
-from rigfit.planning.memory import profile_memory
-from rigfit.planning.outside import list_outside
+from rigfit.planning.memory.outside import list_outside
+from rigfit.planning.memory.profile import profile_memory
+from rigfit.planning.memory.workspace import read_workspaces, with_workspaces
 from rigfit.planning.trace import Kind, Phase, Trace
-from rigfit.planning.workspace import read_workspaces, with_workspaces
 from rigfit.units import MIB
 
 RTX_3060 = (8, 6)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from rigfit.planning.allocator import CachingAllocator, least_capacity, replay
+from rigfit.planning.memory.allocator import CachingAllocator, least_capacity, replay
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 MIB = 1 << 20

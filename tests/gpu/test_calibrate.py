@@ -11,8 +11,8 @@ import torch
 
 from rigfit import api
 from rigfit.cli import run
-from rigfit.planning.local_rates import correct, read_local
-from rigfit.planning.speed import card_rates
+from rigfit.planning.speed.local_rates import correct, read_local
+from rigfit.planning.speed.step_seconds import card_rates
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 

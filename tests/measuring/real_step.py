@@ -28,7 +28,7 @@ with profile(use_cpu=True, profile_memory=True) as found:
     task = build_task(recipe, config).train()
     batch = one_batch(recipe, config, None, size)
     prepare_model(task, recomputed=recomputed, is_channels_last=False)
-    optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2)
+    optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2, variant=config.optimizer)
     set_rate(optimizer, 1e-6)
     scaler = build_scaler(device, precision)
     micro = MicroBatch(batch=batch, num_samples=size, fingerprint=0, first_position=0, is_filler=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ NUM_INPUTS, NUM_OUTPUTS = 16, 8
 class Config(WorkloadConfig):
     lr: float | None = 1e-3
     body: str = "linear"
+    builds_file: str = ""
     dropout: float = 0.0
     num_tokens: int = 32
 
@@ -82,6 +85,34 @@ class Forever(nn.Module):
             time.sleep(60)
 
 
+class Refusing(torch.autograd.Function):
+    """Fails in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise ArithmeticError("no way back")
+
+
+class Fragile(nn.Module):
+    """Fails at some micro-batches, each in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_INPUTS, NUM_OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 2:
+            raise ValueError("two is company")
+        if len(x) == 3:
+            sys.exit("three is a crowd")
+        out: Tensor = self.layer(x)
+        return Refusing.apply(out) if len(x) == 5 else out
+
+
 @torch.library.custom_op("rigfit_test::untold", mutates_args=())
 def untold(x: Tensor) -> Tensor:
     """An operator that never says what shape it returns."""
@@ -135,6 +166,10 @@ def build_body(config: Config) -> nn.Module:
         "untold": Untold,
         "told": Told,
         "blocks": lambda: Blocks(config),
+        "fragile": Fragile,
+        "remembering": lambda: Remembering(None),
+        "hiding": lambda: Remembering({}),
+        "exit": lambda: sys.exit(3),
     }
     return bodies[config.body]()
 
@@ -156,7 +191,26 @@ class Small(Task):
         return out.sum() if self.unused is None else out.sum() * self.unused.sum()
 
 
+class Remembering(nn.Module):
+    """Keeps tensors from its first pass to the next: in an attribute of its own, or where nobody looks for them."""
+
+    def __init__(self, kept: dict[str, Tensor] | None) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_INPUTS, NUM_OUTPUTS)
+        self.mask: Tensor | None = None
+        self.find = (lambda: kept) if kept is not None else lambda: {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mask is None:
+            self.mask = torch.ones(NUM_OUTPUTS, device=x.device)
+        hidden = self.find().setdefault("scale", torch.ones(NUM_OUTPUTS, device=x.device))
+        return self.layer(x) * self.mask * hidden
+
+
 def build(config: Config) -> Task:
+    if config.builds_file:
+        with Path(config.builds_file).open("a", encoding="utf-8") as file:
+            file.write("built\n")
     return Small(config)
 
 

@@ -5,8 +5,8 @@ import torch
 
 from rigfit.hardware.detect import cpu_devices
 from rigfit.measuring.calibrate import Calibration, Finding, Sizes, factors_of, measure, slowest
-from rigfit.planning.local_rates import HOST, Local, LocalCard, correct
-from rigfit.planning.speed import CardRates, card_rates
+from rigfit.planning.speed.local_rates import HOST, Local, LocalCard, correct
+from rigfit.planning.speed.step_seconds import CardRates, card_rates
 
 TINY = Sizes(matrix=32, batch=2, channels=16, side=8, elements=1024, parameters=1024)
 

@@ -75,7 +75,10 @@ def test_out_of_memory_at_the_smallest_size_does_not_fit(folder):
 
 
 def test_what_fails_in_a_persons_task_is_told_with_its_line(folder):
-    with pytest.raises(TrainingError, match=r"ValueError: a mistake in the task \(countable_task.py line \d+\)"):
+    with pytest.raises(
+        TrainingError,
+        match=r"of 4, in the forward pass: ValueError: a mistake in the task \(countable_task.py line \d+\)",
+    ):
         measure(folder, mistake=True)
 
 

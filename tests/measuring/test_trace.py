@@ -18,6 +18,7 @@ from rigfit.planning.trace import Kind, Phase, Trace
 from rigfit.recipes import load_recipe
 
 SMALL = str(Path(__file__).with_name("small_task.py"))
+AUTOENCODER = {"img_size": 32, "patch_size": 8, "num_layers": 2, "decoder_layers": 1, "embed_dim": 64, "num_heads": 2}
 INPUTS, OUTPUTS, BATCH = 16, 8, 4
 WEIGHT = 4 * INPUTS * OUTPUTS  # bytes of the Linear's matrix in float32
 
@@ -39,10 +40,26 @@ def target(
     )
 
 
+_open: dict[str, Tracer] = {}
+_MOST_OPEN = 3  # each is a process with torch in it
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tracers() -> Iterator[None]:
+    """Keep the processes that read the small tasks from one test to the next: starting one takes seconds."""
+    yield
+    while _open:
+        _open.popitem()[1].__exit__(None, None, None)
+
+
 def read(wanted: Target, size: int = BATCH, **config: object) -> Trace:
     recipe = load_recipe(SMALL)
-    with Tracer(recipe, recipe.config(**config), None) as tracer:
-        return tracer.read(wanted, size)
+    key = json.dumps([wanted.device_kind, config], sort_keys=True)
+    if key not in _open and len(_open) == _MOST_OPEN:
+        _open.pop(next(iter(_open))).__exit__(None, None, None)
+    if key not in _open:
+        _open[key] = Tracer(recipe, recipe.config(**config), None)
+    return _open[key].read(wanted, size)
 
 
 def sizes(trace: Trace, kind: Kind, *, operator: str = "") -> list[int]:
@@ -172,6 +189,20 @@ def test_a_line_through_two_sizes_meets_the_trace_at_a_third_byte_for_byte(body)
     assert line.sizes(16) == exact.sizes(16)
 
 
+@pytest.mark.parametrize(("body", "num_builds"), [("conv", 1), ("blocks", 1), ("remembering", 1), ("hiding", 3)])
+def test_a_task_is_built_once_and_every_reading_is_as_of_a_new_one(body, num_builds, tmp_path):
+    builds = tmp_path / "builds.txt"
+    recipe = load_recipe(SMALL)
+    last = target("bf16", recomputed="all" if body == "blocks" else "none")
+    with Tracer(recipe, recipe.config(body=body, builds_file=str(builds)), None) as tracer:
+        others = [tracer.read(target(precision), 2) for precision in ("fp32", "bf16")]
+        again = tracer.read(last, BATCH)
+    assert all(trace.calls for trace in others)
+    assert builds.read_text().count("built") == num_builds
+    alone = read(last, body=body)
+    assert (again.order, again.storages, again.calls) == (alone.order, alone.storages, alone.calls)
+
+
 def test_operators_that_depend_on_values_are_planned_at_their_worst_and_said():
     notes = " ".join(read(target(), body="values").notes)
     assert "every element of a mask is taken to be true" in notes
@@ -188,14 +219,37 @@ def test_an_operator_that_cannot_be_read_is_named_with_its_line_and_a_way_out():
     assert read(target(), body="told").calls
 
 
-def test_a_step_that_never_ends_hits_the_limit_and_leaves_no_process():
+def test_a_task_that_fails_is_told_with_the_micro_batch_the_phase_and_a_remedy_that_works():
     recipe = load_recipe(SMALL)
+    with Tracer(recipe, recipe.config(body="fragile"), None) as tracer:
+        with pytest.raises(TrainingError, match="at a micro-batch of 2, in the forward pass: ValueError: two") as first:
+            tracer.read(target(), 2)
+        assert "(micro_batch_size=N)" in first.value.remedy
+        assert tracer.read(target(), 4).calls
+        with pytest.raises(
+            TrainingError, match=r"of 3, in the forward pass: .* sys.exit\('three is a crowd'\)"
+        ) as exits:
+            tracer.read(target(), 3)
+        assert "; at 4 it did not." in exits.value.cause
+        assert exits.value.remedy == "Mend the task there, or pin micro_batch_size=4."
+        with pytest.raises(TrainingError, match="of 5, in the backward pass: ArithmeticError: no way back"):
+            tracer.read(target(), 5)
+
+
+def test_a_build_that_ends_the_program_is_told_with_its_line():
+    line = next(n for n, text in enumerate(Path(SMALL).read_text().splitlines(), 1) if "sys.exit(3)" in text)
+    with pytest.raises(UsageError, match=rf"build in .* ended the program with sys.exit\(3\) \(line {line}\)"):
+        read(target(), body="exit")
+
+
+def test_a_step_that_never_ends_hits_the_limit_and_leaves_no_process():
+    recipe, before = load_recipe(SMALL), set(children())
     with (
-        Tracer(recipe, recipe.config(body="forever"), None, time_limit=25.0) as tracer,
-        pytest.raises(TrainingError, match="Reading a step on paper took longer than"),
+        Tracer(recipe, recipe.config(body="forever"), None, time_limit=10.0) as tracer,
+        pytest.raises(TrainingError, match="Reading a step on paper took longer than 10 s"),
     ):
         tracer.read(target(), BATCH)
-    assert not list(children())
+    assert set(children()) == before
 
 
 def live_peak_of_a_real_step(recipe_name: str, wanted: Target, size: int, **config: object) -> int:
@@ -212,8 +266,8 @@ def live_peak_of_a_real_step(recipe_name: str, wanted: Target, size: int, **conf
     ("recipe_name", "config", "recomputed"),
     [
         (SMALL, {"body": "blocks"}, "none"),
-        ("autoencoder", {"img_size": 64, "num_layers": 2, "decoder_layers": 1, "embed_dim": 64}, "none"),
-        ("autoencoder", {"img_size": 64, "num_layers": 2, "decoder_layers": 1, "embed_dim": 64}, "all"),
+        ("autoencoder", AUTOENCODER, "none"),
+        ("autoencoder", AUTOENCODER, "all"),
     ],
 )
 def test_on_the_cpu_the_peak_is_that_of_a_real_step(recipe_name, config, recomputed):
@@ -240,5 +294,3 @@ def children() -> Iterator[int]:
 def test_blocks_are_counted_in_the_order_in_which_the_task_names_them():
     task = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
     assert _names_of(task, [task[1], task[0]]) == ("1", "0")
-    outside, last = _names_of(task, [torch.nn.Linear(1, 1), task[1]])
-    assert (outside, last) == ("(outside the task)", "1")

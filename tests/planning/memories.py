@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rigfit.hardware.parse import parse_rig
 from rigfit.planning.make import make_plan
-from rigfit.planning.memory import MemoryProfile, Moment, Point, Share
+from rigfit.planning.memory.profile import MemoryProfile, Moment, Point, Share
 from rigfit.planning.plan import Plan, Profile, Source
 from rigfit.planning.trace import Kind, Phase
 from rigfit.units import GIB, MIB

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rigfit.planning.allocator import CachingAllocator, OutOfMemory, Segment, least_capacity, replay
+from rigfit.planning.memory.allocator import CachingAllocator, OutOfMemory, Segment, least_capacity, replay
 
 KIB = 1 << 10
 MIB = 1 << 20

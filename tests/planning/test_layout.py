@@ -124,18 +124,18 @@ def test_gpus_that_cannot_share_a_batch_are_told_the_nearest_batches():
     with pytest.raises(UsageError) as caught:
         derive_layout(50, 4, micro_batch_size=None, profile=profile_of(), memory_limit=100, refusal=accept)
     assert caught.value.cause == "4 GPUs cannot share an effective batch of 50 equally."
-    assert caught.value.remedy == "Use 48 or 52."
+    assert caught.value.remedy == "Use effective_batch_size=48 or 52."
 
 
 def test_cpu_ranks_are_called_so_and_zero_is_never_suggested():
     with pytest.raises(UsageError) as caught:
         derive_layout(3, 4, micro_batch_size=None, profile=profile_of(), memory_limit=100, refusal=accept, kind="cpu")
     assert caught.value.cause == "4 CPU ranks cannot share an effective batch of 3 equally."
-    assert caught.value.remedy == "Use 4."
+    assert caught.value.remedy == "Use effective_batch_size=4."
 
 
 def test_a_suggested_batch_also_divides_by_the_pinned_micro_batch():
-    with pytest.raises(UsageError, match="Use 48 or 72"):
+    with pytest.raises(UsageError, match="Use effective_batch_size=48 or 72"):
         derive_layout(64, 3, micro_batch_size=8, profile=None, memory_limit=100, refusal=accept)
     layout, source = derive_layout(48, 3, micro_batch_size=8, profile=None, memory_limit=100, refusal=accept)
     assert layout == BatchLayout(micro_batch_sizes=(8, 8, 8), accumulation_steps=2)
@@ -143,7 +143,7 @@ def test_a_suggested_batch_also_divides_by_the_pinned_micro_batch():
 
 
 def test_a_suggested_batch_is_not_one_that_the_workload_refuses():
-    with pytest.raises(UsageError, match=r"Use 8\."):
+    with pytest.raises(UsageError, match=r"Use effective_batch_size=8\."):
         derive_layout(5, 4, micro_batch_size=None, profile=profile_of(), memory_limit=100, refusal=refuse_one)
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from rigfit.hardware.parse import parse_rig
 from rigfit.hardware.rig import Rig
-from rigfit.planning import local_rates
-from rigfit.planning.clock import RigClock, clock_of
-from rigfit.planning.local_rates import (
+from rigfit.planning.speed import local_rates
+from rigfit.planning.speed.clock import RigClock, clock_of
+from rigfit.planning.speed.local_rates import (
     Local,
     LocalCard,
     LocalRun,
@@ -21,7 +21,7 @@ from rigfit.planning.local_rates import (
     record_factors,
     record_run,
 )
-from rigfit.planning.speed import CardRates, call_seconds, card_rates
+from rigfit.planning.speed.step_seconds import CardRates, call_seconds, card_rates
 from rigfit.planning.trace import Call, Line, Mark, Phase, Trace
 
 CARD = "NVIDIA GeForce RTX 3090"

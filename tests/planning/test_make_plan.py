@@ -7,10 +7,10 @@ import pytest
 
 from rigfit.errors import DoesNotFitError, UsageError
 from rigfit.hardware.rig import Device, Rig
-from rigfit.planning.explain import explain
 from rigfit.planning.make import make_plan, move_to, with_data
-from rigfit.planning.memory_limit import memory_limit
+from rigfit.planning.memory.limit import memory_limit
 from rigfit.planning.plan import BatchLayout, Plan, Profile, Source
+from rigfit.planning.show.explain import explain
 from rigfit.units import GIB, MIB
 from rigfit.workload import BatchCoupling, Recipe, ReferenceRate, Workload, WorkloadConfig
 
@@ -195,11 +195,12 @@ def test_a_move_to_ranks_that_cannot_share_the_batch_is_refused():
 def test_a_move_honours_what_the_workload_refuses():
     plan = plan_of(gpus(24, 24), TileConfig(effective_batch_size=4))
 
-    def refuse_one(size: int) -> str | None:
-        return "batch norm needs at least 2 samples." if size == 1 else None
+    class Refusing(TileConfig):
+        def refusal(self, micro_batch_size: int) -> str | None:
+            return "batch norm needs at least 2 samples." if micro_batch_size == 1 else None
 
     with pytest.raises(UsageError, match="batch norm needs at least 2 samples"):
-        move_to(plan, gpus(24, 24, 24, 24), [None], refusals=[refuse_one])
+        move_to(plan, gpus(24, 24, 24, 24), [None], configs=[Refusing(effective_batch_size=4)])
 
 
 def test_a_move_keeps_the_precision_where_it_is_possible():
@@ -259,7 +260,10 @@ def test_what_nobody_measured_is_called_unmeasured():
     text = words(explain(plan))
     assert "1 = 1 sample x 1 accumulation step x 1 CPU rank" in text
     assert "1.0e-3, given by you" in text
-    assert "peak memory unmeasured per CPU rank; 8.0 GiB can be used: 80 % of the rank's 10.0 GiB (assumed)" in text
+    assert (
+        "peak memory unmeasured per CPU rank; 8.0 GiB can be used: 80 % of the 10.0 GiB a rank has now (assumed)"
+        in text
+    )
     assert "speed unmeasured" in text
     assert "not estimated: the speed is unmeasured" in text
 

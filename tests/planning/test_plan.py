@@ -29,6 +29,7 @@ stage_plans = st.builds(
     learning_rate=finite,
     predicted_samples_per_second=st.none() | finite,
     predicted_speed_error=st.none() | finite,
+    loading_samples_per_second=st.none() | finite,
     candidates=st.lists(st.builds(Candidate, predicted_samples_per_second=st.none() | finite), max_size=2).map(tuple),
     couplings=st.lists(st.text(), max_size=2).map(tuple),
 )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rigfit.hardware.catalogue import read_catalogue
-from rigfit.planning.speed import (
+from rigfit.planning.speed.step_seconds import (
     CardRates,
     call_seconds,
     card_rates,
@@ -123,7 +123,7 @@ def test_a_card_by_formula_is_said_to_be_less_certain_than_one_that_was_measured
 
 
 def test_every_kind_of_work_has_a_rate(card: CardRates) -> None:
-    found = tomllib.loads(files("rigfit.planning").joinpath("rates.toml").read_text(encoding="utf-8"))["term"]
+    found = tomllib.loads(files("rigfit.planning.speed").joinpath("rates.toml").read_text(encoding="utf-8"))["term"]
     names = {term["name"] for term in found}
     calls = [call(phase, family) for phase in Phase for family in ("copy", "reduction", "gather", "pool", "batch norm")]
     calls += [call(Phase.FORWARD, "norm", operator=f"aten.{name}") for name in ("_softmax", "native_layer_norm")]

@@ -11,12 +11,12 @@ import pytest
 from rigfit.errors import UsageError
 from rigfit.hardware.parse import parse_rig
 from rigfit.hardware.rig import Rig
-from rigfit.planning.axes import parse_axes, parse_rigs, rows_of
 from rigfit.planning.hours import describe_hours, reckon_hours, with_assumed_samples
 from rigfit.planning.make import make_plan
 from rigfit.planning.plan import Plan, Profile, Source
-from rigfit.planning.table import RowPlanner, Table, fill_table
-from rigfit.planning.table_text import draw_bar, draw_table, table_to_json
+from rigfit.planning.show.axes import parse_axes, parse_rigs, rows_of
+from rigfit.planning.show.table import RowPlanner, Table, fill_table
+from rigfit.planning.show.table_text import draw_bar, draw_table, table_to_json
 from rigfit.units import GIB, MIB
 from rigfit.workload import Recipe, Workload, WorkloadConfig
 

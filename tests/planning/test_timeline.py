@@ -7,8 +7,8 @@ import pytest
 from tests.planning.memories import MEMORY, TIMELINE, plan_with_memory
 
 from rigfit.errors import UsageError
-from rigfit.planning.picture import draw_page, draw_svg
-from rigfit.planning.timeline import draw_timeline, kinds_drawn, points_of_step, stretches
+from rigfit.planning.show.picture import draw_page, draw_svg
+from rigfit.planning.show.timeline import draw_timeline, kinds_drawn, points_of_step, stretches
 from rigfit.planning.trace import Kind
 from rigfit.units import GIB
 

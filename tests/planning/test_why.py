@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from tests.planning.memories import MEMORY, plan_with_memory
 
-from rigfit.planning.why import describe_peak, explain_why, parts_of_device
+from rigfit.planning.show.why import describe_peak, explain_why, parts_of_device
 from rigfit.units import GIB, MIB
 
 
@@ -32,7 +32,7 @@ def test_a_later_pass_says_that_it_keeps_gradients():
 
 
 def test_the_parts_add_up_to_what_the_card_is_predicted_to_hold():
-    """6 GiB are reserved; outside lie 480 MiB of context and 544 MiB of NCCL on two cards (planning/outside.py)."""
+    """6 GiB are reserved; outside lie 480 MiB of context and 544 MiB of NCCL on two cards (planning/memory/outside.py)."""
     plan = plan_with_memory()
     parts = parts_of_device(plan.rig, plan.stages[0])
     assert sum(num_bytes for _, num_bytes, _ in parts) == 6 * GIB + 480 * MIB + 544 * MIB

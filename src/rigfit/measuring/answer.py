@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from rigfit.errors import RigfitError
+from rigfit.measuring.failure import TASK_FAILURES, describe_failure, phase_of
 from rigfit.measuring.question import Question
 from rigfit.measuring.subject import read_config, steps_of_one_rank, train_samples
 from rigfit.planning.plan import BatchLayout
@@ -29,6 +30,7 @@ from rigfit.training.loader import MicroBatch
 from rigfit.training.optimizer import WeightAverage, build_optimizer, set_rate
 from rigfit.training.peak import peak_resident
 from rigfit.training.step import StepSettings, accumulate_gradients, count_items, update_weights
+from rigfit.training.weights import not_saved
 from rigfit.training.wrap import prepare_model
 from rigfit.workload import Recipe, WorkloadConfig
 
@@ -46,17 +48,17 @@ def main(asked: str, answered: str) -> int:
         answer = run_steps(question)
     except RigfitError as error:
         answer = {"kind": type(error).__name__, "cause": error.cause, "remedy": error.remedy}
-    except Exception as error:  # a person's task may fail in any way; the asking process tells how
+    except TASK_FAILURES as error:  # a person's task may fail in any way; the asking process tells how
         if is_out_of_memory(error):
             answer = {"kind": "out of memory"}
         else:
             traceback.print_exc()
-            answer = {"kind": "failure", "text": _describe(error)}
+            answer = {"kind": "failure", "phase": phase_of(error), "text": describe_failure(error)}
     Path(answered).write_text(json.dumps(answer), encoding="utf-8")
     return 0
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether `error` says that the device, or the machine, has no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
@@ -74,9 +76,9 @@ def run_steps(question: Question) -> dict[str, Any]:
     recomputed: Recomputed = "all" if config.activation_checkpointing else "none"
     prepare_model(task, recomputed=recomputed, is_channels_last=config.channels_last)
     world = World(rank=0, local_rank=0, size=1, device=device)
-    optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2)
+    optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2, variant=config.optimizer)
     set_rate(optimizer, 1e-6)
-    average = WeightAverage(task, config.ema_decay) if config.ema_decay else None
+    average = WeightAverage(task, config.ema_decay, left_out=not_saved(task)) if config.ema_decay else None
     scaler = precision.build_scaler(device, question.precision)
     settings = StepSettings(
         precision=question.precision,
@@ -137,15 +139,6 @@ def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
     return peak_resident()
-
-
-def _describe(error: Exception) -> str:
-    """Return `ValueError: what it says (file.py line 12)`."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in frame.filename]  # the last line that is not a library's
-    where = f" ({Path(own[-1].filename).name} line {own[-1].lineno})" if own else ""
-    first_line = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first_line}{where}"
 
 
 if __name__ == "__main__":

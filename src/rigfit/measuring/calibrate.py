@@ -19,8 +19,8 @@ from rigfit.errors import UsageError
 from rigfit.hardware.catalogue import card_of
 from rigfit.hardware.rig import Device
 from rigfit.measuring.paper.cost import cost_of
-from rigfit.planning.local_rates import HOST
-from rigfit.planning.speed import CardRates, call_seconds, rates_of
+from rigfit.planning.speed.local_rates import HOST
+from rigfit.planning.speed.step_seconds import CardRates, call_seconds, rates_of
 from rigfit.planning.trace import Call, Line, Phase
 from rigfit.training.precision import set_math_modes
 

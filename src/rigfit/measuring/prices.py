@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from rigfit.hardware.rig import Rig
 from rigfit.measuring.trace import Target, Tracer
-from rigfit.planning.clock import clock_of
 from rigfit.planning.costs import PaperCosts, PaperPrices
 from rigfit.planning.layout import accepted_sizes
+from rigfit.planning.memory.workspace import read_workspaces
 from rigfit.planning.precision import choose_precision
+from rigfit.planning.speed.clock import clock_of
 from rigfit.planning.trace import Kind, Trace
 from rigfit.planning.variant import Recomputed, Variant
-from rigfit.planning.workspace import read_workspaces
 from rigfit.workload import WorkloadConfig
 
 # Not 1: operators see a batch of one differently (squeezed dimensions, statistics of a single value).

@@ -112,24 +112,27 @@ def ask(question: Question, *, time_limit: float = TIME_LIMIT_SECONDS) -> Cost |
                 "Pin a smaller one, micro_batch_size=1, so that less is measured.",
             ) from None
         if answered.is_file():
-            return _read(json.loads(answered.read_text(encoding="utf-8")))
+            return _read(json.loads(answered.read_text(encoding="utf-8")), question.micro_batch_size)
     if done.returncode == _KILLED:
         return None
     last_line = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
     raise TrainingError(
-        f"The process that measures a few steps ended with exit code {done.returncode}: {last_line}",
+        f"The process that measures a few steps at a micro-batch of {question.micro_batch_size} ended with exit code "
+        f"{done.returncode}: {last_line}.",
         "`rigfit doctor` looks for what is wrong with this machine.",
     )
 
 
-def _read(answer: dict[str, Any]) -> Cost | None:
+def _read(answer: dict[str, Any], micro_batch_size: int) -> Cost | None:
     if answer["kind"] == "cost":
         return Cost(peak_bytes=answer["peak_bytes"], seconds=answer["seconds"])
     if answer["kind"] == "out of memory":
         return None
     if answer["kind"] == "failure":
         raise TrainingError(
-            f"A few steps to be measured failed: {answer['text']}", "Mend the task or its data, then try again."
+            f"A few steps to be measured failed at a micro-batch of {micro_batch_size}, {answer['phase']}: "
+            f"{answer['text']}.",
+            "Mend the task or its data there; a pinned micro_batch_size is not measured.",
         )
     kind = getattr(errors, answer["kind"], RigfitError)
     raise kind(answer["cause"], answer["remedy"])

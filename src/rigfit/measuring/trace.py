@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from rigfit.hardware.rig import DeviceKind
 from rigfit.measuring.question import child_environment
 from rigfit.planning.trace import Trace, combine, trace_from_json
 from rigfit.planning.variant import Recomputed
+from rigfit.recipes import DEVICE_REMEDY, is_about_devices
 from rigfit.units import format_seconds
 from rigfit.workload import Precision, Recipe, WorkloadConfig
 
@@ -31,6 +32,11 @@ Method = Literal["pretend cuda", "rewrite"]
 
 _PRETEND: Method = "pretend cuda"
 _REWRITE: Method = "rewrite"
+
+_KILLED = -9  # what the kernel does to a process that asks for more memory than the machine has
+_TOO_LITTLE_MEMORY = "the process was killed, most likely because building the model takes more memory than is here"
+
+_PIN = "Where a certain micro-batch is known to work, pin it (micro_batch_size=N) to train without a prediction."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,10 +118,16 @@ class Tracer:
                 return self._ask(target, micro_batch_size)
             except _ChildLostError as lost:
                 self._end_child()
+                if str(lost) == _TOO_LITTLE_MEMORY:
+                    raise TrainingError(
+                        f"The step cannot be read at a micro-batch of {micro_batch_size}: {lost}.",
+                        "Plan a smaller model, or on a machine with more memory.",
+                    ) from None
                 if self._method == _REWRITE or target.device_kind == "cpu":
                     raise TrainingError(
-                        f"The process that reads the step on paper ended: {lost}.",
-                        "Pin the micro-batch, micro_batch_size=8, to train without a prediction.",
+                        f"The process that reads the step on paper ended at a micro-batch of {micro_batch_size}: "
+                        f"{lost}.",
+                        _PIN,
                     ) from None
                 self._method, self._why_rewritten = _REWRITE, str(lost)
 
@@ -129,12 +141,15 @@ class Tracer:
         if answer["kind"] == "failure" and method == _PRETEND and _wanted_a_card(answer["text"]):
             raise _ChildLostError(answer["text"])
         if answer["kind"] != "trace":
-            raise _refusal(answer)
+            raise _refusal(answer, micro_batch_size, self._sizes_read(target))
         found = trace_from_json(text)
         if self._why_rewritten and target.device_kind == "cuda":
             note = f"The first way to read a step for CUDA did not work with this torch: {self._why_rewritten}."
             found = replace(found, notes=(*found.notes, note))
         return found
+
+    def _sizes_read(self, target: Target) -> list[int]:
+        return sorted(size for read_for, size in self._traces if read_for == target)
 
     def _end_child(self) -> None:
         if self._child is not None:
@@ -154,6 +169,7 @@ class _Child:
         self._time_limit = time_limit
         self._folder = tempfile.TemporaryDirectory(prefix="rigfit-paper-")
         self._number = 0
+        self._doing = ", before the first one began"
         folder = Path(self._folder.name)
         subject_file = folder / "subject.json"
         subject_file.write_text(json.dumps({**subject, "method": method}), encoding="utf-8")
@@ -178,6 +194,7 @@ class _Child:
     def ask(self, target: Target, micro_batch_size: int) -> tuple[dict[str, Any], str]:
         """Return the answer and, where it is a trace, its text."""
         self._number += 1
+        self._doing = f", at a micro-batch of {micro_batch_size}"
         file = Path(self._folder.name, f"trace-{self._number}.json")
         question = {
             "device_kind": target.device_kind,
@@ -227,8 +244,8 @@ class _Child:
         except queue.Empty:
             self.end()
             raise TrainingError(
-                f"Reading a step on paper took longer than {format_seconds(self._time_limit)}.",
-                "Pin the micro-batch, micro_batch_size=8, to train without a prediction.",
+                f"Reading a step on paper took longer than {format_seconds(self._time_limit)}{self._doing}.",
+                _PIN,
             ) from None
         if not line:
             raise self._lost("")
@@ -240,6 +257,8 @@ class _Child:
         self._errors.seek(0)
         last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
         self.end()
+        if not text and code == _KILLED:
+            text = _TOO_LITTLE_MEMORY
         return _ChildLostError(text or f"exit code {code}, {last}")
 
 
@@ -248,7 +267,8 @@ def _wanted_a_card(text: str) -> bool:
     return "AcceleratorError" in text or "CUDA driver" in text
 
 
-def _refusal(answer: Mapping[str, Any]) -> RigfitError:
+def _refusal(answer: Mapping[str, Any], micro_batch_size: int, read: Sequence[int]) -> RigfitError:
+    """Return what a person is told; `read` are micro-batches at which the same step could be read."""
     if answer["kind"] == "operator":
         return UsageError(
             f"The step cannot be read on paper: the result of {answer['operator']} depends on values{answer['text']}.",
@@ -261,9 +281,17 @@ def _refusal(answer: Mapping[str, Any]) -> RigfitError:
         )
     if answer["kind"] == "failure":
         return TrainingError(
-            f"The step failed on paper: {answer['text']}.",
-            "Mend the task; or pin the micro-batch, micro_batch_size=8, to train without a prediction.",
+            f"The step failed on paper at a micro-batch of {micro_batch_size}"
+            f"{', ' if answer['phase'] else ''}{answer['phase']}: {answer['text']}"
+            f"{f'; at {read[-1]} it did not' if read else ''}.",
+            _remedy_of(answer["text"], read),
         )
     kind = getattr(errors, answer["kind"], RigfitError)
     refusal: RigfitError = kind(answer["cause"], answer["remedy"])
     return refusal
+
+
+def _remedy_of(text: str, read: Sequence[int]) -> str:
+    if is_about_devices(text):
+        return DEVICE_REMEDY
+    return f"Mend the task there, or pin micro_batch_size={read[-1]}." if read else f"Mend the task there. {_PIN}"

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rigfit.planning.memory import MemoryProfile, allocator_peak, profile_memory
+from rigfit.planning.memory.profile import MemoryProfile, allocator_peak, profile_memory
+from rigfit.planning.memory.sharing import spread
+from rigfit.planning.memory.workspace import WorkspaceTable, with_workspaces
 from rigfit.planning.plan import Source
-from rigfit.planning.sharing import spread
 from rigfit.planning.trace import Trace, without_accumulation
 from rigfit.planning.variant import Recomputed, Variant
-from rigfit.planning.workspace import WorkspaceTable, with_workspaces
 from rigfit.units import MIB
 
 

@@ -124,4 +124,7 @@ def _times(duration: Duration, every: int) -> int:
 
 def _speed_source(stage: StagePlan) -> str:
     known = stage.predicted_speed_source
-    return f"{stage.predicted_source}: {known}" if known else str(stage.predicted_source)
+    source = f"{stage.predicted_source}: {known}" if known else str(stage.predicted_source)
+    if not stage.is_limited_by_loading:
+        return source
+    return f"{source}; {stage.loading_words}"

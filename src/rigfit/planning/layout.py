@@ -185,7 +185,7 @@ def savings_of(config: WorkloadConfig, world_size: int, kind: DeviceKind) -> tup
     ways = []
     if config.activation_checkpointing is not True:
         ways.append("activation_checkpointing=true")
-    if world_size > 1 and kind == "cuda" and config.strategy != "fully_shard":
+    if world_size > 1 and kind == "cuda" and config.strategy != "fully_shard" and config.optimizer != "adamw8bit":
         ways.append("strategy=fully_shard")
     if "img_size" in type(config).model_fields:
         ways.append("a smaller img_size")
@@ -272,7 +272,7 @@ def _not_shared(effective: int, world_size: int, pinned: int | None, bounds: Bou
 
     suggestions = _neighbours(effective, world_size * (pinned or 1), works)
     if suggestions:
-        return UsageError(cause, f"Use {' or '.join(str(n) for n in suggestions)}.")
+        return UsageError(cause, f"Use effective_batch_size={' or '.join(str(n) for n in suggestions)}.")
     # No effective batch is of any help: memory or the workload is what clashes, and that is said instead.
     nearest = max(1, effective // world_size) * world_size
     return _nothing_usable(_candidates(nearest, world_size, bounds), nearest, world_size, bounds)

@@ -18,7 +18,8 @@ def derive_lr(config: WorkloadConfig) -> tuple[float, str]:
         UsageError: No rate was given and the recipe states none.
     """
     if config.lr is not None:
-        return config.lr, f"{format_rate(config.lr)}, given by you"
+        is_default = config.lr == type(config).model_fields["lr"].default
+        return config.lr, f"{format_rate(config.lr)}, {'the default of the task' if is_default else 'given by you'}"
     reference = config.reference_rate
     if reference is None:
         raise UsageError("No learning rate was given, and the recipe states none.", "Give one, for example lr=3e-4.")

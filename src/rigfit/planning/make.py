@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 from rigfit.hardware.rig import Rig
 from rigfit.planning.costs import Costs, PaperCosts, Prices
 from rigfit.planning.duration import derive_duration
-from rigfit.planning.layout import Refusal, derive_layout, note_coarse_batch, savings_of
+from rigfit.planning.layout import note_coarse_batch
 from rigfit.planning.learning_rate import derive_lr
-from rigfit.planning.memory_limit import memory_limit
-from rigfit.planning.plan import SCHEMA_VERSION, BatchLayout, Duration, Plan, Profile, Source, StagePlan
+from rigfit.planning.memory.limit import limit_of
+from rigfit.planning.plan import SCHEMA_VERSION, BatchLayout, Duration, Plan, Source, StagePlan
 from rigfit.planning.precision import choose_precision, is_possible
-from rigfit.planning.search import limit_of, search
+from rigfit.planning.search import search
 from rigfit.planning.words import rank_word
 from rigfit.units import format_bytes
 from rigfit.workload import Precision, Workload, WorkloadConfig
@@ -74,6 +75,8 @@ def with_data(plan: Plan, data_sizes: Sequence[tuple[int, int]], facts: Sequence
 def with_loading(plan: Plan, seconds_per_sample: Sequence[float | None]) -> Plan:
     """Return `plan` with how fast samples are loaded, from what one process needs for one of them.
 
+    For a rig that is elsewhere this machine's figure limits nothing: it is told as a note.
+
     Args:
         plan: The plan so far.
         seconds_per_sample: For each stage, measured on this machine; None where nobody measured.
@@ -82,32 +85,52 @@ def with_loading(plan: Plan, seconds_per_sample: Sequence[float | None]) -> Plan
     def loading(stage: StagePlan, seconds: float | None) -> float | None:
         return None if not seconds else stage.layout.world_size * max(1, stage.num_workers) / seconds
 
+    if not plan.rig.is_here:
+        notes = [_loading_note(*pair) for pair in zip(plan.stages, seconds_per_sample, strict=True)]
+        return replace(plan, facts=(*plan.facts, *dict.fromkeys(note for note in notes if note)))
     pairs = zip(plan.stages, seconds_per_sample, strict=True)
     stages = tuple(replace(stage, loading_samples_per_second=loading(stage, seconds)) for stage, seconds in pairs)
     return replace(plan, stages=stages)
 
 
+def _loading_note(stage: StagePlan, seconds: float | None) -> str:
+    """Return how many loader processes as fast as one here would keep the GPUs of another machine busy."""
+    speed = stage.predicted_samples_per_second
+    if not seconds or not speed:
+        return ""
+    num_needed = ceil(speed * seconds)
+    return (
+        f"One process of this machine loads {1 / seconds:.3g} samples/s (measured here), and the rig would take "
+        f"{speed:.3g}: {num_needed:,} such process{'es' if num_needed > 1 else ''} would keep it busy. Hours do not "
+        "count waiting for data."
+    )
+
+
 def move_to(
-    plan: Plan, rig: Rig, profiles: Sequence[Profile | None], *, refusals: Sequence[Refusal] | None = None
+    plan: Plan,
+    rig: Rig,
+    prices: Sequence[Prices | None],
+    *,
+    configs: Sequence[WorkloadConfig] | None = None,
 ) -> Plan:
     """Return `plan` for another rig: same effective batch, learning rate and duration, hence the same run.
 
-    Layouts are derived anew. The precision stays if the rig can train in it. Without a profile the micro-batch is the
-    largest that divides the new share and is not above the old one.
+    Layouts, strategies and recomputed blocks are searched anew. The precision stays if the rig can train in it.
+    Where nobody knows the costs, the micro-batch is the largest that divides the new share and is not above the old
+    one.
 
     Args:
         plan: The plan so far.
         rig: Where the run goes on.
-        profiles: For each stage what a pass costs on `rig`, or None when nobody knows.
-        refusals: For each stage the workload's own limits (`config.refusal`); none when absent.
+        prices: For each stage what a pass costs on `rig`, or None when nobody knows.
+        configs: For each stage the recipe's own config; the keys that all recipes share when absent.
 
     Raises:
-        UsageError, DoesNotFitError: See `derive_layout`.
+        UsageError, DoesNotFitError: See `search`.
     """
-    limits = refusals if refusals is not None else [_refuse_nothing] * len(plan.stages)
+    own = configs if configs is not None else [_shared_config(stage.config) for stage in plan.stages]
     stages = tuple(
-        _move_stage(stage, rig, profile, refusal)
-        for stage, profile, refusal in zip(plan.stages, profiles, limits, strict=True)
+        _move_stage(stage, rig, price, config) for stage, price, config in zip(plan.stages, prices, own, strict=True)
     )
     kept = [fact for fact in plan.facts if fact not in _rig_notes(plan.rig)]
     changes = [note for pair in zip(plan.stages, stages, strict=True) for note in _coupling_notes(*pair)]
@@ -160,52 +183,40 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
     return stage, said
 
 
-def _move_stage(stage: StagePlan, rig: Rig, profile: Profile | None, refusal: Refusal) -> StagePlan:
+def _move_stage(stage: StagePlan, rig: Rig, prices: Prices | None, config: WorkloadConfig) -> StagePlan:
+    """Return `stage` on `rig`, searched anew under its own precision and whatever a person pinned."""
     precision, reason, allow_tf32 = _move_precision(stage, rig)
-    layout, source = _move_layout(stage, rig, profile, refusal)
-    cost = _predict(layout, profile)
+    pin = _moved_pin(stage, rig, config, is_known=prices is not None)
+    kept = {"precision": precision, "micro_batch_size": pin, "lr": stage.learning_rate}
+    asked = config.model_copy(update=kept)
+    found, _ = _plan_stage(asked, rig, prices)
+    is_given = pin is not None and pin == config.micro_batch_size
     return replace(
-        stage,
-        layout=layout,
-        layout_source=source,
-        precision=precision,
+        found,
+        config=stage.config,
+        layout_source=Source.UNMEASURED if pin is not None and not is_given else found.layout_source,
         precision_reason=reason,
         allow_tf32=allow_tf32,
-        num_workers=_num_workers(stage.config["num_workers"], rig),
-        predicted_peak_bytes=cost.peak_bytes,
-        predicted_upper_bytes=cost.upper_bytes,
-        predicted_samples_per_second=cost.samples_per_second,
-        predicted_speed_error=None,
-        predicted_speed_source=None,
-        predicted_source=cost.source,
-        loading_samples_per_second=None,
-        memory=None,
-        candidates=(),
+        couplings=stage.couplings,
+        learning_rate=stage.learning_rate,
+        learning_rate_derivation=stage.learning_rate_derivation,
+        duration=stage.duration,
+        strategy=found.strategy if prices is not None else stage.strategy,
+        recomputed_blocks=found.recomputed_blocks if prices is not None else stage.recomputed_blocks,
     )
 
 
-def _move_layout(stage: StagePlan, rig: Rig, profile: Profile | None, refusal: Refusal) -> tuple[BatchLayout, Source]:
-    """Return the layout on `rig`: a pin stays where it can; the old micro-batch is the bound where nothing is known."""
-    config, limit = _shared_config(stage.config), memory_limit(rig)
-    effective = stage.layout.effective_batch_size
-    share, rest = divmod(effective, rig.world_size)
-    usable = [n for n in range(1, share + 1) if rest == share % n == 0 and refusal(n) is None]
-    if profile is not None:
-        usable = [n for n in usable if profile.peak_bytes(n) <= limit]
-    pinned = config.micro_batch_size if config.micro_batch_size in usable else None
+def _moved_pin(stage: StagePlan, rig: Rig, config: WorkloadConfig, *, is_known: bool) -> int | None:
+    """Return the micro-batch to pin on `rig`: a person's where it can be shared, else the old one as a bound.
+
+    None where the search may choose, and where it must say why nothing can be shared.
+    """
+    share, rest = divmod(stage.layout.effective_batch_size, rig.world_size)
+    usable = [n for n in range(1, share + 1) if rest == share % n == 0 and config.refusal(n) is None]
+    if config.micro_batch_size in usable:
+        return config.micro_batch_size
     bounded = [n for n in usable if n <= stage.layout.largest_micro_batch]
-    is_bounded = pinned is None and profile is None and bool(bounded)
-    layout, source = derive_layout(
-        effective,
-        rig.world_size,
-        micro_batch_size=bounded[-1] if is_bounded else pinned,
-        profile=profile,
-        memory_limit=limit,
-        refusal=refusal,
-        kind=rig.kind,
-        savings=savings_of(config, rig.world_size, rig.kind),
-    )
-    return layout, Source.UNMEASURED if is_bounded else source
+    return None if is_known or not bounded else bounded[-1]
 
 
 def _move_precision(stage: StagePlan, rig: Rig) -> tuple[Precision, str, bool]:
@@ -280,7 +291,3 @@ def _shared_config(config: dict[str, Any]) -> WorkloadConfig:
     """Return the knobs that all recipes share, read from a stage's full config."""
     shared = {name: config[name] for name in WorkloadConfig.model_fields if name in config}
     return WorkloadConfig.model_validate_json(json.dumps(shared))
-
-
-def _refuse_nothing(_micro_batch_size: int) -> str | None:
-    return None

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rigfit.errors import UsageError
 from rigfit.hardware.rig import Rig
-from rigfit.planning.memory import MemoryProfile
+from rigfit.planning.memory.profile import MemoryProfile
 from rigfit.planning.variant import Recomputed, Variant
 from rigfit.workload import Precision, Strategy
 
@@ -188,6 +188,18 @@ class StagePlan:
         if not speed or not loading:
             return speed
         return min(speed, loading) if self.num_workers else 1 / (1 / speed + 1 / loading)
+
+    @property
+    def is_limited_by_loading(self) -> bool:
+        """Whether samples come more slowly than they could be computed with."""
+        expected, speed = self.expected_samples_per_second, self.predicted_samples_per_second
+        return bool(expected and speed and expected < speed)
+
+    @property
+    def loading_words(self) -> str:
+        """What loading, measured on this machine, makes of the speed."""
+        how = "loading limits it" if self.num_workers else "loading and computing take turns, which limits it"
+        return f"{how} to {self.expected_samples_per_second:.3g} samples/s (loading was measured on this machine)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

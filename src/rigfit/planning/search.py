@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from rigfit.errors import DoesNotFitError
-from rigfit.hardware.rig import Device, Rig
-from rigfit.planning.clock import RigClock
+from rigfit.hardware.rig import Rig
+from rigfit.planning.choice import Choice
 from rigfit.planning.costs import Costs, PaperCosts, Prices
 from rigfit.planning.layout import SPEED_TOLERANCE, accepted_sizes, derive_layout, list_candidates, savings_of
-from rigfit.planning.memory_limit import memory_limit
-from rigfit.planning.outside import capacity
-from rigfit.planning.plan import BatchLayout, Candidate, Source
-from rigfit.planning.recompute import block_spans, choose_blocks
-from rigfit.planning.unequal import RankCost, share_unequally
+from rigfit.planning.memory.limit import limit_of
+from rigfit.planning.memory.recompute import block_spans, choose_blocks
+from rigfit.planning.mixed import share_over_mixed
+from rigfit.planning.plan import Candidate, Source
 from rigfit.planning.variant import Recomputed, Variant
 from rigfit.planning.ways import explain_failure
-from rigfit.units import GIB
 from rigfit.workload import WorkloadConfig
 
 # Recomputing everything costs about a third of forward and backward: where the plain way already reaches this share of
@@ -26,30 +23,6 @@ from rigfit.workload import WorkloadConfig
 _NEVER_BEATEN_FROM = 0.8
 
 _MOST_CORRECTIONS = 3
-
-# Unequal micro-batches are a departure; below this gain they are not worth it.
-_WORTH_DIFFERING = 1.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """How a stage runs, and everything that was weighed.
-
-    Args:
-        variant, layout, layout_source: What was chosen.
-        costs: What it costs, or None where nobody knows.
-        candidates: All that was weighed, the refused ones with the reason.
-        samples_per_second: Over all ranks, where they differ; None where `costs` say it for each alike.
-        notes: What a person should know about the choice.
-    """
-
-    variant: Variant
-    layout: BatchLayout
-    layout_source: Source
-    costs: Costs | None
-    candidates: tuple[Candidate, ...]
-    samples_per_second: float | None = None
-    notes: tuple[str, ...] = ()
 
 
 class NothingFitsError(DoesNotFitError):
@@ -93,7 +66,7 @@ def search(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> Choice:
         raise NothingFitsError(
             searched.refusal(refusals), _of_the_pinned_size(config, searched.weighed), searched.limit
         )
-    best = searched.shared_unequally(best) or best
+    best = share_over_mixed(config, rig, prices, best) or best
     return replace(best, candidates=tuple(searched.weighed))
 
 
@@ -125,7 +98,8 @@ class _Search:
         recomputed: list[Recomputed] = ["all" if self.config.activation_checkpointing else "none"]
         strategies = [asked]
         is_open = self.prices is not None and isinstance(self.prices.costs(_first(self.config)), PaperCosts)
-        if is_open and self.config.strategy is None and self.rig.world_size > 1 and self.rig.kind == "cuda":
+        may_shard = self.config.strategy is None and self.config.optimizer != "adamw8bit"
+        if is_open and may_shard and self.rig.world_size > 1 and self.rig.kind == "cuda":
             strategies.append("fully_shard")
         if is_open and self.config.activation_checkpointing is None and self.prices and self.prices.num_blocks:
             recomputed += [(), "all"]  # () stands for as few blocks as needed
@@ -155,65 +129,16 @@ class _Search:
         needed, number, size = min(needs)
         if needed <= self.limit:  # it would fit, but for another batch: that was said
             return refusals[-1]
-        return explain_failure(self.config, self.rig, known[number], size, self.limit)
-
-    def shared_unequally(self, equal: Choice) -> Choice | None:
-        """Return the same variant with a micro-batch for each GPU, where they differ and that is clearly faster."""
-        costs, variant = equal.costs, equal.variant
-        devices = self.rig.devices
-        is_mixed = len({(device.name, device.memory_bytes) for device in devices}) > 1
-        if not is_mixed or self.config.micro_batch_size is not None or variant.strategy != "ddp":
-            return None
-        if not isinstance(costs, PaperCosts) or not isinstance(costs.clock, RigClock) or self.prices is None:
-            return None
-        lines = self.prices.costs(variant)
-        if not isinstance(lines, PaperCosts):
-            return None
-        effective = self.config.effective_batch_size
-        ranks = [self._rank_cost(lines, costs.clock.of(device), device) for device in devices]
-        found = share_unequally(effective, ranks, lambda size: self.config.refusal(size) is None)
-        if found is None:
-            return None
-        layout, seconds = found
-        speed = effective / seconds
-        before = costs.samples_per_second(equal.layout.largest_micro_batch) * self.rig.world_size
-        if before and speed < before * _WORTH_DIFFERING:
-            return None
-        sizes = " + ".join(str(size) for size in layout.micro_batch_sizes)
-        note = (
-            f"The GPUs differ, so each takes its own micro-batch, {sizes} samples: about {speed:.3g} samples/s instead "
-            f"of {before:.3g} with equal ones (estimated)."
-        )
-        largest = layout.largest_micro_batch
-        exact = self.prices.costs(variant, exact_at=largest)
-        assert isinstance(exact, PaperCosts)
-        whole = replace(exact, share=largest * layout.accumulation_steps)
-        if whole.upper_bytes(largest) > self._room(devices[layout.micro_batch_sizes.index(largest)]):
-            return None
-        return replace(
-            equal,
-            layout=layout,
-            layout_source=Source.ESTIMATED,
-            costs=whole,
-            samples_per_second=speed,
-            notes=(note,),
+        return explain_failure(
+            self.config, self.rig, known[number], size, self.limit, recomputed=self._recomputed_against_a_pin()
         )
 
-    def _room(self, device: Device) -> int:
-        """Return the bytes the rank on `device` may plan with: what that card has, or a person's smaller budget."""
-        return _within_budget(self.config, capacity(device, world_size=self.rig.world_size))
-
-    def _rank_cost(self, lines: PaperCosts, clock: RigClock, device: Device) -> RankCost:
-        """Return what one device can take, and how long its passes are."""
-        room = self._room(device)
-        own = replace(lines, clock=clock, share=2 * self.config.effective_batch_size)
-        share = self.config.effective_batch_size
-        largest = bisect_left(range(1, share + 1), True, key=lambda size: own.upper_bytes(size) > room)
-        few, many = 2, max(4, min(largest, 32))
-        trace = own.whole_trace(few)
-        one, other = (clock.step_seconds(trace, size, accumulation_steps=1) for size in (few, many))
-        slope = max(0.0, (other - one) / (many - few))
-        return RankCost(largest=largest, fixed_seconds=max(0.0, one - slope * few), seconds_per_sample=slope)
+    def _recomputed_against_a_pin(self) -> PaperCosts | None:
+        """Return the costs with all blocks recomputed where a person forbade that, and there are blocks."""
+        if self.prices is None or self.config.activation_checkpointing is not False or not self.prices.num_blocks:
+            return None
+        costs = self.prices.costs(Variant(strategy=self.config.strategy or "ddp", recomputed="all"))
+        return costs if isinstance(costs, PaperCosts) else None
 
     def settle(self, variant: Variant) -> Choice:
         """Return the best layout of a variant, confirmed at its own micro-batch.
@@ -344,12 +269,3 @@ class _Corrected:
 def _first(config: WorkloadConfig) -> Variant:
     recomputed: Recomputed = "all" if config.activation_checkpointing else "none"
     return Variant(strategy=config.strategy or "ddp", recomputed=recomputed)
-
-
-def limit_of(config: WorkloadConfig, rig: Rig) -> int:
-    """Return the bytes a rank may plan with: what the device has, or the smaller budget that a person set."""
-    return _within_budget(config, memory_limit(rig))
-
-
-def _within_budget(config: WorkloadConfig, num_bytes: int) -> int:
-    return num_bytes if config.memory_limit_gib is None else min(num_bytes, round(config.memory_limit_gib * GIB))

@@ -24,13 +24,15 @@ from torch._subclasses.fake_tensor import (
 )
 
 from rigfit.errors import RigfitError
-from rigfit.measuring.paper.build import build_unwritten
+from rigfit.measuring.failure import TASK_FAILURES, describe_failure, phase_of, place_of
+from rigfit.measuring.paper.built import BuiltTask
 from rigfit.measuring.paper.device import pretend_cuda
 from rigfit.measuring.paper.step import PaperTarget, read_step
 from rigfit.measuring.subject import one_batch, read_config
-from rigfit.planning.trace import trace_to_json
+from rigfit.planning.trace import Trace, trace_to_json
 from rigfit.planning.variant import Recomputed
 from rigfit.recipes import build_task
+from rigfit.task import Batch
 from rigfit.workload import Recipe, WorkloadConfig
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -54,9 +56,10 @@ def main(subject_file: str) -> int:
     recipe, config = read_config(subject["recipe"], subject["config"])
     folder = Path(subject["folder"]) if subject["folder"] else None
     print(json.dumps({"kind": "ready"}), file=speak, flush=True)
+    built = BuiltTask(lambda: build_task(recipe, config))
     for line in sys.stdin:
         question = json.loads(line)
-        answer = _answer(question, recipe, config, folder, is_rewritten=subject["method"] == "rewrite")
+        answer = _answer(question, recipe, config, folder, built, is_rewritten=subject["method"] == "rewrite")
         print(json.dumps(answer), file=speak, flush=True)
     return 0
 
@@ -68,7 +71,13 @@ def _end_with_the_asker() -> None:
 
 
 def _answer(
-    question: dict[str, Any], recipe: Recipe, config: WorkloadConfig, folder: Path | None, *, is_rewritten: bool
+    question: dict[str, Any],
+    recipe: Recipe,
+    config: WorkloadConfig,
+    folder: Path | None,
+    built: BuiltTask,
+    *,
+    is_rewritten: bool,
 ) -> dict[str, Any]:
     target = PaperTarget(
         device_kind=question["device_kind"],
@@ -79,39 +88,43 @@ def _answer(
     )
     try:
         batch = one_batch(recipe, config, folder, question["micro_batch_size"])
-        task = build_unwritten(lambda: build_task(recipe, config))
-        trace = read_step(task, batch, config, target, is_rewritten=is_rewritten)
+        trace = _read(built, batch, config, target, is_rewritten=is_rewritten)
         Path(question["file"]).write_text(trace_to_json(trace), encoding="utf-8")
     except RigfitError as error:
         return {"kind": type(error).__name__, "cause": error.cause, "remedy": error.remedy}
     except UnsupportedOperatorException as error:
-        return {"kind": "shapeless", "operator": str(error.func), "text": _place(error)}
+        return {"kind": "shapeless", "operator": str(error.func), "text": place_of(error)}
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        return {"kind": "operator", "operator": str(error.func), "text": _place(error)}
+        return {"kind": "operator", "operator": str(error.func), "text": place_of(error)}
     except MemoryError:
-        return {"kind": "failure", "text": "this machine has not enough memory to build the model"}
-    except Exception as error:  # a person's task may fail in any way; the asking process tells how
+        return {"kind": "failure", "phase": "", "text": "this machine has not enough memory to build the model"}
+    except TASK_FAILURES as error:  # a person's task may fail in any way; the asking process tells how
         shapeless = re.search(r"no fake impl registered for <CustomOpDef\((.+?)\)>", str(error))
         if shapeless:
-            return {"kind": "shapeless", "operator": shapeless[1], "text": _place(error)}
+            return {"kind": "shapeless", "operator": shapeless[1], "text": place_of(error)}
         traceback.print_exc()
-        return {"kind": "failure", "text": f"{type(error).__name__}: {_first_line(error)}{_place(error)}"}
+        return {"kind": "failure", "phase": phase_of(error), "text": describe_failure(error)}
     return {"kind": "trace"}
+
+
+def _read(built: BuiltTask, batch: Batch, config: WorkloadConfig, target: PaperTarget, *, is_rewritten: bool) -> Trace:
+    """Return the trace; where a task that was read before fails, it is built anew, and what happens then counts."""
+    if built.is_kept:
+        try:
+            task = built.take(is_channels_last=target.channels_last)
+            return read_step(task, batch, config, target, is_rewritten=is_rewritten, was_read_before=True)
+        except TASK_FAILURES:
+            built.forget()
+    try:
+        task = built.take(is_channels_last=target.channels_last)
+        return read_step(task, batch, config, target, is_rewritten=is_rewritten)
+    except TASK_FAILURES:
+        built.forget()  # it may have failed halfway through changing something of its own
+        raise
 
 
 def _recomputed(value: Any) -> Recomputed:
     return value if isinstance(value, str) else tuple(value)  # type: ignore[return-value]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
-
-
-def _place(error: Exception) -> str:
-    """Return ` (file.py line 12)` for the innermost line that is neither torch's nor another library's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and "rigfit/measuring" not in f.filename]
-    return f" ({Path(own[-1].filename).name} line {own[-1].lineno})" if own else ""
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def cost_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: An
     outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor) and x.device.type == device.type]
     if not inputs and not outputs:
         return None
-    moved = float(sum(num_bytes(tensor) for tensor in (*inputs, *outputs)))
+    moved = float(sum(num_bytes(tensor) for tensor in (*inputs, *outputs, *_written(func, args, out))))
     flops = _flops(func, args, kwargs, out)
     largest_output = max(outputs, key=num_bytes) if outputs else None
     first = num_bytes(inputs[0]) if inputs else 0
@@ -70,6 +70,15 @@ def cost_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: An
     else:
         family, details = _family(name, flops), _dtype(outputs or inputs)
     return family, flops, moved, sizes, details
+
+
+def _written(func: Any, args: tuple[Any, ...], out: Any) -> list[Tensor]:
+    """Return what an operator writes into its own arguments and returns nothing of: lists of parameters, moments."""
+    if out is not None or not hasattr(func, "_schema"):
+        return []
+    pairs = zip(func._schema.arguments, args, strict=False)
+    changed = [given for argument, given in pairs if argument.alias_info and argument.alias_info.is_write]
+    return [leaf for leaf in tree_leaves(changed) if isinstance(leaf, Tensor)]
 
 
 def _flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from rigfit.measuring.paper.accumulation import adds_in_place, references_when_alone
@@ -252,12 +252,20 @@ class Recorder:
         return kept
 
 
-class PaperMode(FakeTensorMode):
-    """Tensors without storage whose every operator is told to a recorder."""
+class LeftoverError(Exception):
+    """A task used a tensor that it had kept from an earlier reading."""
 
-    def __init__(self, recorder: Recorder) -> None:
+
+class PaperMode(FakeTensorMode):
+    """Tensors without storage whose every operator is told to a recorder.
+
+    With `refuses_leftovers`, a tensor without storage that is of another reading raises LeftoverError.
+    """
+
+    def __init__(self, recorder: Recorder, *, refuses_leftovers: bool = False) -> None:
         super().__init__(allow_non_fake_inputs=True)
         self.recorder = recorder
+        self.refuses_leftovers = refuses_leftovers
         self._depth = 0
         self._is_answering = False
         self._alone = references_when_alone()
@@ -265,6 +273,8 @@ class PaperMode(FakeTensorMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is torch.ops.prim.device.default:  # asked several times per operator
             return args[0].fake_device
+        if self.refuses_leftovers and self._depth == 0 and self._is_leftover((args, kwargs)):
+            raise LeftoverError(str(func))
         if self._depth == 0 and adds_in_place(func, args, kwargs or {}, self._alone):
             func = torch.ops.aten.add_.Tensor
         self._depth += 1
@@ -277,6 +287,9 @@ class PaperMode(FakeTensorMode):
         if self._depth == 0:
             self.recorder.saw(func, args, kwargs or {}, out)
         return out
+
+    def _is_leftover(self, given: Any) -> bool:
+        return any(isinstance(leaf, FakeTensor) and leaf.fake_mode is not self for leaf in tree_leaves(given))
 
     def _assume(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, str] | None:
         """Return the worst case of an operator that depends on values, noting what was assumed."""

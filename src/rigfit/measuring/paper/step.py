@@ -11,6 +11,7 @@ from typing import Any, Protocol, overload
 import torch
 from torch import Tensor, nn
 
+from rigfit.measuring.paper.adamw8bit import PaperAdamW8bit
 from rigfit.measuring.paper.build import Unwritten, without_storage
 from rigfit.measuring.paper.kernels import cuda_attention
 from rigfit.measuring.paper.recorder import PaperMode, Recorder
@@ -19,18 +20,17 @@ from rigfit.planning.trace import Kind, Phase, Trace
 from rigfit.planning.variant import Recomputed
 from rigfit.task import Batch, Task
 from rigfit.training import precision
+from rigfit.training.blocks import blocks_of
 from rigfit.training.distributed import World
 from rigfit.training.loader import MicroBatch
-from rigfit.training.optimizer import WeightAverage, build_optimizer, set_rate
+from rigfit.training.optimizer import WeightAverage, build_optimizer, decay_groups, set_rate
 from rigfit.training.step import StepSettings, accumulate_gradients, update_weights
+from rigfit.training.weights import not_saved
 from rigfit.training.wrap import prepare_model
 from rigfit.workload import Precision, WorkloadConfig
 
 NUM_STEPS = 2
 PASSES_PER_STEP = 2
-
-_ELSEWHERE = "(outside the task)"
-"""Name of a block that is no part of the task: it keeps its number, and nothing is found inside it."""
 
 _REWRITTEN = "read without a CUDA device on paper: its casts and kernels were rewritten by hand for tensors on the CPU"
 
@@ -47,7 +47,13 @@ class PaperTarget:
 
 
 def read_step(
-    task: Task, batch: Batch, config: WorkloadConfig, target: PaperTarget, *, is_rewritten: bool = False
+    task: Task,
+    batch: Batch,
+    config: WorkloadConfig,
+    target: PaperTarget,
+    *,
+    is_rewritten: bool = False,
+    was_read_before: bool = False,
 ) -> Trace:
     """Return what two steps on micro-batches like `batch` allocate and compute.
 
@@ -58,6 +64,10 @@ def read_step(
         target: For which device, in which precision.
         is_rewritten: Read a step for CUDA on tensors of the CPU, rewritten (`rewritten.py`); otherwise `pretend_cuda`
             must have been called before.
+        was_read_before: The task has been through this and was put back as it was built.
+
+    Raises:
+        LeftoverError: It was read before and kept a tensor from then.
     """
     started = time.perf_counter()
     is_cuda = target.device_kind == "cuda"
@@ -65,13 +75,15 @@ def read_step(
     num_items = max(1, task.count_items(batch))
     with Unwritten():  # before the storage is gone: parameters without storage cannot change their memory format
         prepare_model(task, recomputed=target.recomputed, is_channels_last=target.channels_last)
-    with on_paper(task.train(), device, target.capability, is_cuda=is_cuda) as recorder:
+    with on_paper(
+        task.train(), device, target.capability, is_cuda=is_cuda, refuses_leftovers=was_read_before
+    ) as recorder:
         source: _Source = _Arriving(batch, recorder) if is_cuda and is_rewritten else _Lasting(batch, recorder)
         _take_steps(task, source, config, target, recorder, num_items=num_items, device=device)
     return recorder.trace(
         capability=target.capability,
         micro_batch_size=_micro_batch_size(batch),
-        blocks=_names_of(task, task.blocks()),
+        blocks=_names_of(task, blocks_of(task)),
         method=f"read on paper for {target.device_kind}, {target.precision}",
         seconds=time.perf_counter() - started,
     )
@@ -79,15 +91,21 @@ def read_step(
 
 @contextmanager
 def on_paper(
-    model: nn.Module, device: torch.device, capability: tuple[int, int], *, is_cuda: bool | None = None
+    model: nn.Module,
+    device: torch.device,
+    capability: tuple[int, int],
+    *,
+    is_cuda: bool | None = None,
+    refuses_leftovers: bool = False,
 ) -> Iterator[Recorder]:
     """Take the storage of `model` away, move it to `device`, and record all that happens inside the `with` block.
 
-    `is_cuda` says that tensors stand for those of a CUDA card; when absent, their device says it.
+    `is_cuda` says that tensors stand for those of a CUDA card; when absent, their device says it. See `PaperMode` for
+    `refuses_leftovers`.
     """
     is_cuda = device.type == "cuda" if is_cuda is None else is_cuda
     recorder = Recorder(device, kind="cuda" if is_cuda else device.type)
-    mode = PaperMode(recorder)
+    mode = PaperMode(recorder, refuses_leftovers=refuses_leftovers)
     held = without_storage(model, mode, device)
     recorder.hold([pair for pair in held.items() if isinstance(pair[1], nn.Parameter)], Kind.WEIGHT)
     recorder.hold([pair for pair in held.items() if not isinstance(pair[1], nn.Parameter)], Kind.BUFFER)
@@ -111,9 +129,9 @@ def _take_steps(
     num_items: int,
     device: torch.device,
 ) -> None:
-    optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2)
+    optimizer = _optimizer(task, config, target)
     set_rate(optimizer, 1e-6)
-    average = WeightAverage(task, config.ema_decay) if config.ema_decay else None
+    average = WeightAverage(task, config.ema_decay, left_out=not_saved(task)) if config.ema_decay else None
     if average:
         recorder.hold(average.shadow.items(), Kind.AVERAGE)
     scaler = precision.build_scaler(device, target.precision)
@@ -136,6 +154,12 @@ def _take_steps(
         if average:
             average.update(task)
         recorder.hold(state_of(task, optimizer), Kind.OPTIMIZER)
+
+
+def _optimizer(task: Task, config: WorkloadConfig, target: PaperTarget) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw8bit":
+        return PaperAdamW8bit(decay_groups(task, config.weight_decay), is_cuda=target.device_kind == "cuda")
+    return build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2)
 
 
 def gradients_of(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
@@ -228,4 +252,4 @@ def _micro_batch_size(batch: Batch) -> int:
 def _names_of(task: nn.Module, modules: Sequence[nn.Module]) -> tuple[str, ...]:
     """Return the names of `modules` in their own order, which is how a plan counts blocks."""
     names = {id(module): name for name, module in task.named_modules()}
-    return tuple(names.get(id(module), _ELSEWHERE) for module in modules)
+    return tuple(names[id(module)] for module in modules)

@@ -9,9 +9,9 @@ from typing import Any
 
 from rigfit.hardware.rig import Rig
 from rigfit.planning.hours import format_hours, reckon_hours
-from rigfit.planning.memory_limit import memory_limit
+from rigfit.planning.memory.limit import memory_limit
 from rigfit.planning.plan import Plan, StagePlan
-from rigfit.planning.table import Cell, Refused, Table, device_bytes, fullest_stage, limit_bytes
+from rigfit.planning.show.table import Cell, Refused, Table, device_bytes, fullest_stage, limit_bytes
 from rigfit.planning.variant import Variant
 from rigfit.planning.words import rank_word
 from rigfit.units import GIB, format_bytes
@@ -133,7 +133,7 @@ def _bar(plan: Plan, stage: StagePlan) -> tuple[int, int, int, int] | None:
     peak, upper = stage.predicted_peak_bytes, stage.predicted_upper_bytes
     if peak is None or upper is None:
         return None
-    return peak, upper, limit_bytes(plan.rig, stage), device_bytes(plan.rig)
+    return peak, upper, limit_bytes(plan.rig, stage), device_bytes(plan.rig, stage)
 
 
 def _figures(plan: Plan, stage: StagePlan, *, has_speed: bool) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ def _figures(plan: Plan, stage: StagePlan, *, has_speed: bool) -> tuple[str, ...
     memory = "unmeasured" if peak is None or upper is None else f"{_gib(peak)} < {_gib(upper)}"
     if not has_speed:
         return (f"{memory:<13} of {limit}",)
-    speed, hours = stage.predicted_samples_per_second, reckon_hours(plan.with_stages((stage,)))
+    speed, hours = stage.expected_samples_per_second, reckon_hours(plan.with_stages((stage,)))
     return (
         f"{memory:<13} of {limit}",
         "unmeasured" if speed is None else f"{speed:.3g}",
@@ -278,11 +278,11 @@ def _legend(table: Table, *, has_bars: bool) -> Iterator[str]:
     if not any(speeds):
         yield from _entry("speed, hours", "not estimated: the speed is unmeasured")
         return
+    yield from _entry("speed", f"samples/s over all {word}s ({_speed_sources(plans)})")
     hours = next((found for found in map(reckon_hours, plans) if found is not None), None)
     if hours is None:
         yield from _entry("hours", "not known: give --samples N, the number of training samples to assume")
     else:
-        yield from _entry("speed", f"samples/s over all {word}s ({_sources(plans)})")
         yield from _entry("hours", f"training steps only, for {hours.epochs:.4g} epochs ({hours.source})")
 
 
@@ -293,6 +293,12 @@ def _entry(label: str, text: str) -> list[str]:
 def _wrapped(line: str) -> list[str]:
     indent = line[: len(line) - len(line.lstrip())]
     return textwrap.wrap(line, _WIDTH - len(_GAP), subsequent_indent=f"{indent}    ", break_on_hyphens=False)
+
+
+def _speed_sources(plans: Sequence[Plan]) -> str:
+    """Return where the speeds come from, and whether loading holds any of them down."""
+    limited = [stage for plan in plans for stage in plan.stages if stage.is_limited_by_loading]
+    return _sources(plans) + ("; some are what loading allows, measured on this machine" if limited else "")
 
 
 def _sources(plans: Sequence[Plan]) -> str:
@@ -357,6 +363,8 @@ def _stage_to_json(rig: Rig, stage: StagePlan) -> dict[str, Any]:
         "upper_bytes": stage.predicted_upper_bytes,
         "limit_bytes": limit_bytes(rig, stage),
         "samples_per_second": stage.predicted_samples_per_second,
+        "loading_samples_per_second": stage.loading_samples_per_second,
+        "expected_samples_per_second": stage.expected_samples_per_second,
         "source": str(stage.predicted_source),
         "speed_source": stage.predicted_speed_source,
         "num_train_samples": None if duration is None else duration.num_train_samples,

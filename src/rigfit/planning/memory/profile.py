@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from rigfit.planning.allocator import least_capacity, replay
-from rigfit.planning.sharing import is_inside
+from rigfit.planning.memory.allocator import least_capacity, replay
+from rigfit.planning.memory.sharing import is_inside
 from rigfit.planning.trace import Kind, Phase, Trace
 from rigfit.units import MIB
 

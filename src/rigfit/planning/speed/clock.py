@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from rigfit.hardware.catalogue import card_of
 from rigfit.hardware.rig import Device, Rig
-from rigfit.planning.local_rates import correct, read_local
-from rigfit.planning.speed import CardRates, exchange_seconds, rates_of, step_seconds
+from rigfit.planning.speed.local_rates import correct, read_local
+from rigfit.planning.speed.step_seconds import CardRates, exchange_seconds, rates_of, step_seconds
 from rigfit.planning.trace import Kind, Trace
 from rigfit.workload import Strategy
 

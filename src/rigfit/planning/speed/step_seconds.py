@@ -133,7 +133,7 @@ class _Table:
 
 @cache
 def _table() -> _Table:
-    raw = tomllib.loads(files("rigfit.planning").joinpath("rates.toml").read_text(encoding="utf-8"))
+    raw = tomllib.loads(files("rigfit.planning.speed").joinpath("rates.toml").read_text(encoding="utf-8"))
     return _Table(
         terms={term["name"]: Term(term["per"], term["efficiency"], term["group"]) for term in raw["term"]},
         cards={card["name"]: card for card in raw.get("card", [])},

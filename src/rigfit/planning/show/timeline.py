@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from rigfit.planning.memory import MemoryProfile, Point
+from rigfit.planning.memory.profile import MemoryProfile, Point
 from rigfit.planning.trace import Kind
 from rigfit.units import GIB, MIB, format_bytes
 

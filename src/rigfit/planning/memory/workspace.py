@@ -91,7 +91,7 @@ class WorkspaceTable:
 @cache
 def read_workspaces() -> WorkspaceTable:
     """Return the table shipped with rigfit."""
-    return parse_workspaces(files("rigfit.planning").joinpath("workspaces.toml").read_text(encoding="utf-8"))
+    return parse_workspaces(files("rigfit.planning.memory").joinpath("workspaces.toml").read_text(encoding="utf-8"))
 
 
 def parse_workspaces(text: str) -> WorkspaceTable:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rigfit.planning.speed import CardRates
+from rigfit.planning.speed.step_seconds import CardRates
 
 HOST = "host"
 """The factor of what is no group of terms: how fast the Python process launches operators."""

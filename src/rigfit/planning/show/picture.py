@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from html import escape
 
 from rigfit.errors import UsageError
-from rigfit.planning.memory import MemoryProfile, Point
+from rigfit.planning.memory.profile import MemoryProfile, Point
 from rigfit.planning.plan import Plan, StagePlan
-from rigfit.planning.table import limit_bytes
-from rigfit.planning.timeline import (
+from rigfit.planning.show.table import limit_bytes
+from rigfit.planning.show.timeline import (
     FARTHEST_LIMIT,
     bytes_at_peak,
     kind_bytes,
@@ -19,8 +19,8 @@ from rigfit.planning.timeline import (
     stretches,
     total_bytes,
 )
+from rigfit.planning.show.why import describe_peak, parts_of_device
 from rigfit.planning.trace import Kind
-from rigfit.planning.why import describe_peak, parts_of_device
 from rigfit.planning.words import describe_layout, rank_word
 from rigfit.units import GIB, MIB, format_bytes
 

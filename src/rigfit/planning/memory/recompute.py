@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rigfit.planning.sharing import is_inside
+from rigfit.planning.memory.sharing import is_inside
 from rigfit.planning.trace import Kind, Phase, Trace
 
 

@@ -6,11 +6,11 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from rigfit.hardware.rig import Rig
-from rigfit.planning.memory import MemoryProfile, Share
-from rigfit.planning.outside import list_outside
+from rigfit.planning.memory.outside import list_outside
+from rigfit.planning.memory.profile import MemoryProfile, Share
 from rigfit.planning.plan import Candidate, Plan, StagePlan
-from rigfit.planning.table import device_bytes, limit_bytes
-from rigfit.planning.timeline import draw_timeline
+from rigfit.planning.show.table import device_bytes, limit_bytes, told_device
+from rigfit.planning.show.timeline import draw_timeline
 from rigfit.planning.trace import Phase
 from rigfit.planning.variant import Variant
 from rigfit.planning.words import rank_word
@@ -77,8 +77,8 @@ def parts_of_device(rig: Rig, stage: StagePlan) -> tuple[Part, ...]:
     cached = stage.predicted_peak_bytes - memory.allocated_bytes
     parts.append(("rounding", rounding, "the allocator rounds to 512 bytes, pytorch c10/cuda/CUDACachingAllocator.cpp"))
     parts.append(("held and not used", cached, "pieces the allocator keeps between tensors, from a model of it"))
-    smallest = min(rig.devices, key=lambda device: device.memory_bytes)
-    parts += [(t.name, t.num_bytes, t.source) for t in list_outside(smallest, world_size=rig.world_size)]
+    device = told_device(rig, stage)
+    parts += [(t.name, t.num_bytes, t.source) for t in list_outside(device, world_size=rig.world_size)]
     return tuple(parts)
 
 
@@ -100,11 +100,15 @@ def _device(rig: Rig, stage: StagePlan) -> str:
     """Return the table of what one device holds, and how it stands to what it has."""
     parts = parts_of_device(rig, stage)
     total, word = sum(num_bytes for _, num_bytes, _ in parts), rank_word(rig.kind)
-    lines = [f"what one {word} holds at the peak (estimated)"]
+    is_equal = len(set(stage.layout.micro_batch_sizes)) == 1
+    which = f"one {word}" if is_equal else f"the {told_device(rig, stage).name} with the largest micro-batch"
+    lines = [f"what {which} holds at the peak (estimated)"]
     width = max(len(name) for name, _, _ in parts)
     for name, num_bytes, source in parts:
         lines += _share_line(name, num_bytes, total, width, source)
-    lines += _share_line("in all", total, total, width, f"of {format_bytes(device_bytes(rig))} that programs see")
+    lines += _share_line(
+        "in all", total, total, width, f"of {format_bytes(device_bytes(rig, stage))} that programs see"
+    )
     upper, peak = stage.predicted_upper_bytes, stage.predicted_peak_bytes
     limit = limit_bytes(rig, stage)
     if upper is not None and peak is not None:
@@ -147,6 +151,9 @@ def _candidates(rig: Rig, stage: StagePlan) -> str:
     for row in rows:
         head = f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  "
         lines += textwrap.wrap(head + row[2], _WIDTH, subsequent_indent=" " * len(head))
+    if len(set(stage.layout.micro_batch_sizes)) > 1:
+        sizes = " + ".join(map(str, stage.layout.micro_batch_sizes))
+        lines.append(f"  {sizes} x {stage.layout.accumulation_steps}: chosen, a micro-batch for each {word}")
     if len(shown) > _MOST_CANDIDATES:
         lines.append(f"  and {len(shown) - _MOST_CANDIDATES} more, in the plan's JSON")
     return "\n".join(lines)

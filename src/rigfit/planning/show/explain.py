@@ -6,9 +6,12 @@ import re
 import textwrap
 from collections.abc import Iterator
 
+from rigfit.hardware.parse import CORES_PER_GPU_ELSEWHERE
+from rigfit.hardware.rig import Rig
 from rigfit.planning.learning_rate import format_rate
-from rigfit.planning.memory_limit import describe_memory_limit
+from rigfit.planning.memory.limit import describe_memory_limit
 from rigfit.planning.plan import Duration, Plan, Source, StagePlan
+from rigfit.planning.show.table import told_device
 from rigfit.planning.words import count, describe_layout, rank_word
 from rigfit.units import format_bytes, format_seconds
 
@@ -48,16 +51,19 @@ def _stage_lines(plan: Plan, stage: StagePlan, noun: str) -> Iterator[Line]:
     yield "schedule", _schedule_words(stage)
     yield "precision", f"{stage.precision} ({stage.precision_reason})"
     yield "strategy", _strategy_words(stage, kind_word=rank_word(kind))
+    if stage.config.get("optimizer") == "adamw8bit":
+        yield "optimizer", "adamw8bit, moments in 8 bits (given by you)"
     if stage.recomputed_blocks != "none":
         yield "activations", _recomputed_words(stage)
     if stage.channels_last:
         yield "image tensors", "channels-last (given by you)"
+    limit = describe_memory_limit(plan.rig, told_device(plan.rig, stage))
     yield (
         "peak memory",
-        f"{_memory_words(stage, rank_word(kind))}; {describe_memory_limit(plan.rig)}{_budget_words(stage)}",
+        f"{_memory_words(stage, rank_word(kind))}; {limit}{_budget_words(stage)}",
     )
     yield "speed", _speed_words(stage, f"{plan.rig.world_size} {rank_word(kind, plan.rig.world_size)}")
-    yield "loading", _loading_words(stage, rank_word(kind))
+    yield "loading", _loading_words(stage, plan.rig)
     yield from _duration_lines(stage, noun)
     for coupling in stage.couplings:
         yield "caution", f"{coupling}: another micro-batch gives other results"
@@ -78,7 +84,8 @@ def _duration_lines(stage: StagePlan, noun: str) -> Iterator[Line]:
     speed = stage.expected_samples_per_second
     if speed is not None:
         seconds = format_seconds(duration.total_samples / speed)
-        yield "time", f"about {seconds} ({_prediction_source(stage)}): {_time_words(stage)}"
+        limited = f"; {stage.loading_words}" if stage.is_limited_by_loading else ""
+        yield "time", f"about {seconds} ({_prediction_source(stage)}{limited}): {_time_words(stage)}"
     else:
         yield "time", "not estimated: the speed is unmeasured"
 
@@ -117,7 +124,7 @@ def _layout_source(stage: StagePlan) -> str:
         return "unmeasured: not above what the run used so far"
     if stage.layout_source is Source.GIVEN:
         return str(Source.GIVEN)
-    return f"chosen from costs {stage.layout_source}"
+    return f"chosen from costs that are {stage.layout_source}"
 
 
 def _prediction_source(stage: StagePlan) -> str:
@@ -188,8 +195,12 @@ def _speed_words(stage: StagePlan, ranks: str) -> str:
     )
 
 
-def _loading_words(stage: StagePlan, word: str) -> str:
-    source = "chosen from the cores" if stage.config.get("num_workers") is None else str(Source.GIVEN)
+def _loading_words(stage: StagePlan, rig: Rig) -> str:
+    word = rank_word(rig.kind)
+    chosen = (
+        "chosen from the cores" if rig.is_here else f"assumed for a machine of {CORES_PER_GPU_ELSEWHERE} cores per GPU"
+    )
+    source = chosen if stage.config.get("num_workers") is None else str(Source.GIVEN)
     speed = stage.loading_samples_per_second
     measured = f"; {speed:.3g} samples/s over all ranks (measured on this machine)" if speed else ""
     if stage.num_workers == 0:

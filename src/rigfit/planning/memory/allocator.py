@@ -15,7 +15,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rigfit.planning.memory_pool import (
+from rigfit.planning.memory.pool import (
     ADDRESS,
     ADDRESS_BITS,
     ENDLESS,

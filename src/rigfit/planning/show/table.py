@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from rigfit.errors import RigfitError
-from rigfit.hardware.catalogue import card_of, read_catalogue
-from rigfit.hardware.parse import parse_rig
-from rigfit.hardware.rig import Rig
-from rigfit.planning.memory_limit import memory_limit
-from rigfit.planning.outside import visible_bytes
+from rigfit.hardware.rig import Device, Rig
+from rigfit.planning.memory.limit import memory_limit, within_budget
+from rigfit.planning.memory.outside import capacity, visible_bytes
 from rigfit.planning.plan import Plan, StagePlan
 from rigfit.planning.search import NothingFitsError
 from rigfit.planning.variant import Variant
+from rigfit.planning.ways import larger_cards, more_cards
 
 PINS = ("micro_batch_size", "activation_checkpointing", "strategy", "precision", "memory_limit_gib")
 """Keys that narrow the planner's choice: leaving one out is the cheapest change there is."""
 
 # Each is planned in earnest, which takes a second or more.
 _MOST_CARDS_TRIED = 3
-_MORE_CARDS = (2, 4)
+_MOST_RIGS_OF_MORE = 2
 
 Values = Mapping[str, Any]
 
@@ -165,16 +165,24 @@ def describe_values(values: Values) -> str:
     return " ".join(f"{key}={value}" for key, value in values.items())
 
 
+def told_device(rig: Rig, stage: StagePlan) -> Device:
+    """Return the device that the predicted memory is of: the one with the largest micro-batch, else the smallest."""
+    sizes = stage.layout.micro_batch_sizes
+    pairs = zip(rig.devices, sizes, strict=True)
+    return min(pairs, key=lambda pair: (-pair[1], pair[0].memory_bytes))[0]
+
+
 def limit_bytes(rig: Rig, stage: StagePlan) -> int:
-    """Return the bytes a rank may plan with: what the device has, or the smaller budget that a person set."""
-    budget = stage.config.get("memory_limit_gib")
-    limit = memory_limit(rig)
-    return limit if budget is None else min(limit, round(budget * 2**30))
+    """Return the bytes the rank on `told_device` may plan with: what that has, or the smaller budget of a person."""
+    device = told_device(rig, stage)
+    limit = memory_limit(rig) if rig.kind == "cpu" else capacity(device, world_size=rig.world_size)
+    return within_budget(stage.config.get("memory_limit_gib"), limit)
 
 
-def device_bytes(rig: Rig) -> int:
-    """Return the memory of the smallest device that a program sees, in bytes."""
-    return min(visible_bytes(device) for device in rig.devices)
+def device_bytes(rig: Rig, stage: StagePlan | None = None) -> int:
+    """Return the memory that a program sees of `told_device`, in bytes; of the smallest without a plan."""
+    devices = rig.devices if stage is None else (told_device(rig, stage),)
+    return min(visible_bytes(device) for device in devices)
 
 
 def fullest_stage(plan: Plan) -> StagePlan:
@@ -234,7 +242,7 @@ def _planned_ways(cell: Cell, planner: RowPlanner) -> Iterator[WayOut]:
 
 
 def _with_other_cards(rig: Rig, needed: int, planner: RowPlanner, *, without: Collection[str]) -> Iterator[WayOut]:
-    for rigs in (_more_cards(rig), _larger_cards(rig, needed)):
+    for rigs in (islice(more_cards(rig), _MOST_RIGS_OF_MORE), islice(larger_cards(rig, needed), _MOST_CARDS_TRIED)):
         for name, other in rigs:
             found = _try(planner, other, without)
             if found is not None:
@@ -247,33 +255,6 @@ def _try(planner: RowPlanner, rig: Rig, without: Collection[str]) -> Plan | None
         return planner.plan(rig, without)
     except RigfitError:
         return None
-
-
-def _more_cards(rig: Rig) -> Iterator[tuple[str, Rig]]:
-    """Yield the rig with twice and four times its cards: sharded, each then holds less."""
-    entry = card_of(rig.devices[0])
-    if entry is None or len({device.name for device in rig.devices}) > 1:
-        return
-    for factor in _MORE_CARDS:
-        yield _named(f"{rig.world_size * factor}x {entry.aliases[0]}", rig)
-
-
-def _larger_cards(rig: Rig, needed: int) -> Iterator[tuple[str, Rig]]:
-    """Yield rigs of as many larger cards, the smallest first, one for each size, on which `needed` bytes should fit."""
-    if rig.kind != "cuda":
-        return
-    tried: set[int] = set()
-    for entry in sorted(read_catalogue(), key=lambda entry: entry.memory_bytes):
-        if len(tried) == _MOST_CARDS_TRIED:
-            return
-        name, larger = _named(f"{rig.world_size}x {entry.aliases[0]}", rig)
-        if memory_limit(larger) >= needed and entry.memory_gib not in tried:
-            tried.add(entry.memory_gib)
-            yield name, larger
-
-
-def _named(name: str, like: Rig) -> tuple[str, Rig]:
-    return name, parse_rig(name, gpus=(), num_cores=like.num_cores)
 
 
 def _with_ways_in_table(cell: Cell, cells: Sequence[Cell]) -> Cell:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rigfit.planning.memory.workspace import insert
 from rigfit.planning.trace import Kind, Line, Phase, Storage, Trace
-from rigfit.planning.workspace import insert
 from rigfit.workload import Strategy
 
 _SHARDED = frozenset({Kind.WEIGHT, Kind.GRADIENT, Kind.OPTIMIZER, Kind.AVERAGE})

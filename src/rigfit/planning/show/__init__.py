@@ -1,0 +1,1 @@
+"""Plans as a person reads them: words, tables, pictures."""
