@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@scripts/check_python.sh "$(PYTHON)"
 	@echo "Installing into $(VENV). torch brings about 5.5 GB of CUDA libraries on Linux: a few minutes, once."
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,geotiff]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,geotiff,adamw8bit]'
 	@touch $@
 
 demo: $(STAMP)

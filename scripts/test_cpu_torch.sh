@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Read training steps on paper with a torch built without CUDA, in an environment of its own: .venv-cpu.
+# Read training steps on paper with a torch built without CUDA, in an environment of its own: .venv-cpu, or one that is
+# there already and is left as it is, named with CPU_VENV=.
 #
 # Such a torch is no package of the usual index: its version ends in +cpu. Where pip's own configuration leads to one
 # (a wheel in a find-links folder, or an extra index), it is tested; elsewhere this says so and ends well.
@@ -8,12 +9,16 @@ cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
 version=${CPU_TORCH:-2.13.0+cpu}
-venv=.venv-cpu
+venv=${CPU_VENV:-.venv-cpu}
 
+if [ -n "${CPU_VENV:-}" ] && [ ! -x "$venv/bin/python" ]; then
+    echo "There is no $venv/bin/python. Name the folder of an environment with CPU_VENV=, or leave it out." >&2
+    exit 2
+fi
 if [ ! -x "$venv/bin/python" ]; then
     "$python" -m venv "$venv"
 fi
-if ! "$venv/bin/python" -c "import sys, torch; sys.exit(torch.__version__ != '$version')" 2>/dev/null; then
+if [ -z "${CPU_VENV:-}" ] && ! "$venv/bin/python" -c "import sys, torch; sys.exit(torch.__version__ != '$version')" 2>/dev/null; then
     wheels=$(mktemp -d)
     trap 'rm -rf "$wheels"' EXIT
     if ! "$venv/bin/python" -m pip download --quiet --no-deps --dest "$wheels" "torch==$version" 2>"$wheels/why"; then

@@ -149,7 +149,7 @@ def test_an_effective_batch_that_the_ranks_cannot_share(tmp_path):
     words = ("train", "autoencoder", "data=tiles", "--rig", "cpu:2", *TINY)
     said = refuse(
         tmp_path, *words, "effective_batch_size=33", exit_code=2,
-        cause="2 CPU ranks cannot share an effective batch of 33 equally", remedy=r"Use \d+",
+        cause="2 CPU ranks cannot share an effective batch of 33 equally", remedy=r"Use effective_batch_size=\d+",
     )  # fmt: skip
     for size in re.findall(r"\d+", said.splitlines()[1]):
         accept(tmp_path, "plan", *words[1:], f"effective_batch_size={size}")

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,10 +11,11 @@ import torch
 import typer
 
 from rigfit import __version__
-from rigfit.cli import _print_calibration, app, run
+from rigfit.cli import app, run
 from rigfit.errors import UsageError
 from rigfit.hardware.detect import cpu_devices
 from rigfit.measuring.calibrate import Calibration, Finding
+from rigfit.printing import print_calibration
 from rigfit.recipes import RECIPES
 from rigfit.verb_commands import build_verb_app
 
@@ -65,6 +67,34 @@ def test_version_is_told(capsys):
 def test_torch_is_not_imported_by_what_needs_no_torch(words):
     code = f"import sys, rigfit.cli; rigfit.cli.run({words!r}); assert 'torch' not in sys.modules; assert 'rich' in sys.modules or {words[0]!r} != 'recipes'"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_mistakes_are_told_before_torch_is_imported():
+    # Torch takes seconds to import, and a mistake in a word is known without it.
+    mistakes = [
+        "plan autoencodr",
+        "plan autoencoder --rig nosuchcard",
+        "plan autoencoder nokey=3",
+        "plan autoencoder img_size=large",
+        "plan autoencoder --samples 0",
+        "plan autoencoder --table img_size=",
+        "plan autoencoder --table nokey=1,2",
+        "plan autoencoder --table img_size=64 --rig nosuchcard",
+        "train autoencoder nokey=3",
+        "train autoencoder --rig nosuchcard",
+        "train nosuch.json",
+        "resume nosuch",
+        "eval nosuch",
+        "export nosuch",
+    ]
+    code = """
+import sys
+from rigfit.cli import run
+for words in sys.argv[1:]:
+    assert run(words.split()) in (1, 2), words
+    assert "torch" not in sys.modules, words
+"""
+    subprocess.run([sys.executable, "-c", code, *mistakes], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +156,8 @@ def test_a_calibration_is_a_table_of_measured_and_predicted_times(capsys):
         Finding(what="copy of a tensor", group="", measured_seconds=0.001, formula_seconds=0.0015),
     )
     gpu = replace(cpu_devices(1, 1)[0], kind="cuda", name="NVIDIA L4", index=3)
-    _print_calibration(Calibration(device=gpu, card="NVIDIA L4", findings=findings, factors={"matrix half": 0.5}))
-    _print_calibration(Calibration(device=replace(gpu, name="Strange"), card=None, findings=(), factors={}))
+    print_calibration(Calibration(device=gpu, card="NVIDIA L4", findings=findings, factors={"matrix half": 0.5}))
+    print_calibration(Calibration(device=replace(gpu, name="Strange"), card=None, findings=(), factors={}))
     assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
         "GPU 3: NVIDIA L4",
         "what measured by formula factor",
@@ -199,6 +229,36 @@ def walk_latents(trained, *, out: Path, start: int, step: float = 0.5, like: Pat
     """Walk from one picture to another."""
 
 
+def read_lines(trained, image: Path, question: str = "what?", *, out: Path, num_beams: int = 4) -> str:
+    """Read the text of a picture.
+
+    Line by line, in reading order.
+
+    Args:
+        image: A picture of a page, or
+            a folder of them.
+        question: Asked of each.
+        num_beams: Width of the search.
+
+    Raises:
+        UsageError: No picture there.
+    """
+    raise NotImplementedError
+
+
+def cut_lines(pages: Path, out: Path, *, with_mask: bool = True, margin: int = 2) -> str:
+    """Cut the lines out of pages.
+
+    Args:
+        pages, out: Folders.
+        margin: Pixels around a line.
+    """
+    return f"{pages} -> {out}, mask {with_mask}, margin {margin}"
+
+
+VERBS = (reconstruct, walk_latents, read_lines, cut_lines)
+
+
 class Recorder:
     def __init__(self):
         self.calls = []
@@ -210,7 +270,7 @@ class Recorder:
 
 def call_verb(*words):
     recorder = Recorder()
-    command = typer.main.get_command(build_verb_app("toy", (reconstruct, walk_latents), recorder))
+    command = typer.main.get_command(build_verb_app("toy", VERBS, recorder))
     command.main(list(words), prog_name="rigfit toy", standalone_mode=False)
     return recorder.calls
 
@@ -253,6 +313,10 @@ def test_a_verb_gets_what_the_words_say_in_the_types_of_its_signature():
         (["reconstruct", "RUN", "--number", "3"], "--number"),
         (["walk-latents", "RUN"], "--start"),
         (["reconstruct"], "RUN"),
+        (["read-lines", "RUN"], "IMAGE"),
+        (["read-lines", "RUN", "a.png", "b", "c"], "c"),
+        (["cut-lines", "pages"], "OUT"),
+        (["cut-lines", "pages", "out", "--rig", "cpu"], "--rig"),
     ],
 )
 def test_a_wrong_option_of_a_verb_is_a_usage_error(words, cause):
@@ -270,6 +334,73 @@ def test_the_help_of_a_verb_comes_from_its_docstring(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "How many pictures." in shown
     assert "RUN/reconstruct when absent" in shown
+
+
+def test_positional_parameters_of_a_verb_are_arguments_after_the_run():
+    ((verb, folder, options),) = call_verb("read-lines", "RUN", "page.png", "--num-beams", "1")
+    assert (verb, folder) == ("read_lines", "RUN")
+    assert (options["image"], options["question"], options["num_beams"]) == (Path("page.png"), "what?", 1)
+    ((_, _, options),) = call_verb("read-lines", "RUN", "page.png", "who?")
+    assert options["question"] == "who?"
+
+
+def test_a_verb_without_a_run_is_called_with_its_own_words_only(capsys):
+    assert call_verb("cut-lines", "pages", "lines", "--no-with-mask", "--margin", "3") == []
+    assert capsys.readouterr().out == "pages -> lines, mask False, margin 3\n"
+
+
+def test_a_verb_without_a_run_is_a_plain_function_to_python(monkeypatch):
+    from rigfit import api
+
+    monkeypatch.setitem(RECIPES, "toy", replace(RECIPES["autoencoder"], name="toy", verbs_module=__name__))
+    with pytest.raises(UsageError, match="`cut_lines` works on no run") as caught:
+        api.verb("toy", "cut_lines", "RUN")
+    assert f"{__name__}.cut_lines" in caught.value.remedy
+    assert cut_lines(Path("a"), Path("b")) == "a -> b, mask True, margin 2"
+
+
+def test_the_help_of_a_verb_names_its_arguments_and_joins_lines(capsys):
+    call_verb("read-lines", "--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"rigfit toy read-lines \[OPTIONS\] \W*RUN\W+IMAGE\W+QUESTION\W+Read the text", shown)
+    assert "Line by line, in reading order." in shown
+    assert "A picture of a page, or a folder of them." in shown
+    assert "UsageError" not in shown
+    call_verb("cut-lines", "--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"rigfit toy cut-lines \[OPTIONS\] \W*PAGES\W+OUT\W+Cut the lines", shown)
+    assert "--checkpoint" not in shown
+    call_verb("--help")
+    listed = " ".join(capsys.readouterr().out.split())
+    assert "no run is needed for: cut-lines" in listed
+    assert "reading order" not in listed
+
+
+def test_a_verb_without_a_run_brings_torch_in_only_if_it_wants_to(tmp_path):
+    module = tmp_path / "light_verbs.py"
+    module.write_text(
+        "from __future__ import annotations\n"
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n"
+        "    from rigfit.task import Trained\n"
+        "def answer(trained: Trained, image: Path, *, out: Path) -> str:\n"
+        "    raise NotImplementedError\n"
+        "def lines(pages: Path) -> str:\n"
+        "    return f'{pages}: torch is here: {\"torch\" in sys.modules}'\n"
+        "VERBS = (answer, lines)\n"
+    )
+    code = (
+        "import dataclasses, sys\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from rigfit import cli, recipes\n"
+        "recipe = recipes.RECIPES['autoencoder']\n"
+        "recipes.RECIPES['light'] = dataclasses.replace(recipe, name='light', verbs_module='light_verbs')\n"
+        "sys.exit(cli.run(['light', 'lines', 'pages']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("pages: torch is here: False\n", "", 0)
 
 
 def test_errors_of_a_verb_reach_the_person(capsys):

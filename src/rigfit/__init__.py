@@ -9,7 +9,7 @@ from rigfit.errors import DataError, DoesNotFitError, Interrupted, RigfitError, 
 from rigfit.workload import BatchCoupling, ReferenceRate, Samples, Splits, WorkloadConfig
 
 if TYPE_CHECKING:
-    from rigfit.api import evaluate, export, plan, resume, train
+    from rigfit.api import evaluate, export, plan, plan_table, resume, train
     from rigfit.planning.plan import Plan
     from rigfit.runs.run import Run
     from rigfit.task import Batch, MetricSums, Task, Trained
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "plan": "rigfit.api",
+    "plan_table": "rigfit.api",
     "train": "rigfit.api",
     "resume": "rigfit.api",
     "evaluate": "rigfit.api",
@@ -52,6 +53,7 @@ __all__ = [
     "evaluate",
     "export",
     "plan",
+    "plan_table",
     "resume",
     "train",
 ]

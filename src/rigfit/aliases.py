@@ -39,6 +39,7 @@ _PRECISIONS: Mapping[str, str] = {
     "float32": "fp32",
 }
 _DERIVED = "gradient_accumulation_steps"
+_AMBIGUOUS = ("batch_size", "bs", "batchsize")
 
 
 def resolve_aliases(values: Mapping[str, Any], config_class: type[WorkloadConfig]) -> tuple[dict[str, Any], list[str]]:
@@ -70,6 +71,12 @@ def resolve_aliases(values: Mapping[str, Any], config_class: type[WorkloadConfig
 
 
 def _refuse_derived(key: str, config_class: type[WorkloadConfig]) -> None:
+    if key in _AMBIGUOUS and key not in config_class.model_fields:
+        raise UsageError(
+            f"{key} can mean two things, which differ as soon as there are several GPUs or accumulation steps.",
+            "Give effective_batch_size, the samples behind one optimizer step over all GPUs; micro_batch_size, what "
+            "one GPU takes at once, is chosen when absent.",
+        )
     if key == _DERIVED and key not in config_class.model_fields:
         raise UsageError(
             f"{_DERIVED} is not set but derived: effective batch / (micro-batch x ranks).",

@@ -1,4 +1,7 @@
-"""What the command line does, as functions for notebooks and scripts: plan, train, resume, evaluate, export."""
+"""What the command line does, as functions for notebooks and scripts: plan, train, resume, evaluate, export.
+
+Torch takes seconds to import, so each function imports what needs it only when what was asked has been looked at.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +11,28 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from rigfit.aliases import resolve_aliases
 from rigfit.errors import UsageError
 from rigfit.hardware.parse import parse_rig
 from rigfit.hardware.rig import Rig
-from rigfit.launching.join import joins_others, rig_of_ranks, train_among_others
-from rigfit.launching.launch import launch
-from rigfit.measuring.calibrate import Calibration, calibrate_gpus, slowest
-from rigfit.new_run import new_run, plan_of, prepare, ready_to_resume, scratch, tracers_of, workload_of
+from rigfit.launching.ranks import joins_others, rig_of_ranks
 from rigfit.overrides import build_workload
-from rigfit.planning.axes import rows_of
 from rigfit.planning.hours import with_assumed_samples
-from rigfit.planning.local_rates import record_factors
 from rigfit.planning.plan import BatchLayout, Plan
-from rigfit.planning.table import PINS, RowPlanner, Table, fill_table
-from rigfit.recipes import load_module, load_recipe
+from rigfit.planning.show.axes import rows_of
+from rigfit.planning.show.table import PINS, RowPlanner, Table, fill_table
+from rigfit.planning.speed.local_rates import record_factors
+from rigfit.recipes import load_module, load_recipe, needs_run
 from rigfit.runs.run import Run
-from rigfit.training.distributed import World
-from rigfit.training.evaluate import evaluate as evaluate_task
-from rigfit.training.export import export as export_run
-from rigfit.training.trained import open_trained
-from rigfit.workload import Workload, WorkloadConfig
+from rigfit.workload import Recipe, Workload, WorkloadConfig
 from rigfit.yaml12 import read_yaml
+
+if TYPE_CHECKING:
+    import torch
+
+    from rigfit.measuring.calibrate import Calibration
 
 
 def plan(
@@ -57,10 +56,13 @@ def plan(
         UsageError, DoesNotFitError, DataError: See the message.
     """
     _check_assumed(assumed_samples)
-    workload = workload_of(recipe, config_file, overrides)
+    found = parse_rig(rig)
+    workload = _workload(recipe, config_file, overrides)
+    from rigfit.new_run import plan_of, prepare, scratch
+
     with scratch() as folder:
         is_known = prepare(workload.recipe, workload.config, folder)
-        made = plan_of(workload, parse_rig(rig), folder if is_known else None)
+        made = plan_of(workload, found, folder if is_known else None)
     return made if assumed_samples is None else with_assumed_samples(made, assumed_samples)
 
 
@@ -92,6 +94,7 @@ def plan_table(
     rows = rows_of(table, len(rigs))
     found = {name or "this machine": parse_rig(name) for name in rigs}
     workloads = _workloads(recipe, table, rows, config_file, overrides)
+    from rigfit.new_run import plan_of, prepare, scratch, tracers_of
 
     @contextlib.contextmanager
     def plan_row(values: Mapping[str, Any]) -> Iterator[RowPlanner]:
@@ -113,6 +116,23 @@ def plan_table(
     return fill_table(tuple(table), rows, found, plan_row, tell=lambda text: print(f"{text} ...", file=sys.stderr))
 
 
+def _workload(recipe: str, config_file: str | None, overrides: Mapping[str, Any]) -> Workload:
+    """Return what is to be trained, from a recipe, a YAML file and keys that win over it."""
+    found = load_recipe(recipe)
+    return build_workload(found, _resolved(found, config_file, overrides))
+
+
+def _resolved(found: Recipe, config_file: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values under the names of the recipe's keys; hints go to standard error."""
+    values: dict[str, Any] = {}
+    for given in (read_yaml(config_file) if config_file else {}, overrides):  # each by itself: the second wins
+        resolved, hints = resolve_aliases(given, found.config)
+        values |= resolved
+        for hint in hints:
+            print(hint, file=sys.stderr)
+    return values
+
+
 def _workloads(
     recipe: str,
     table: Mapping[str, Sequence[Any]],
@@ -126,12 +146,7 @@ def _workloads(
         UsageError: A key that does not exist, or stands beside the table too; a value wrong in every row it is in.
     """
     found = load_recipe(recipe)
-    values: dict[str, Any] = {}
-    for given in (read_yaml(config_file) if config_file else {}, overrides):
-        resolved, hints = resolve_aliases(given, found.config)
-        values |= resolved
-        for hint in hints:
-            print(hint, file=sys.stderr)
+    values = _resolved(found, config_file, overrides)
     workloads: list[Workload | UsageError] = []
     for row in rows:
         resolved, hints = resolve_aliases(row, found.config)
@@ -206,10 +221,24 @@ def train(
     """
     if joins_others():
         own = rig_of_ranks(rig)
-        return train_among_others(own, lambda: new_run(target, own, config_file, overrides, quiet=quiet), quiet=quiet)
-    run = new_run(target, parse_rig(rig) if rig else None, config_file, overrides, quiet=quiet)
+        from rigfit.launching.join import train_among_others
+
+        return train_among_others(own, lambda: _new_run(target, own, config_file, overrides, quiet=quiet), quiet=quiet)
+    run = _new_run(target, parse_rig(rig) if rig else None, config_file, overrides, quiet=quiet)
+    from rigfit.launching.launch import launch
+
     launch(run, is_quiet=quiet)
     return run
+
+
+def _new_run(
+    target: str | Plan, rig: Rig | None, config_file: str | None, overrides: dict[str, Any], *, quiet: bool
+) -> Run:
+    is_planned = isinstance(target, Plan) or target.endswith(".json")
+    asked = target if is_planned else _workload(str(target), config_file, overrides)
+    from rigfit.new_run import new_run
+
+    return new_run(asked, rig, config_file, overrides, quiet=quiet)
 
 
 def resume(run: str | Run, *, rig: str | None = None, quiet: bool = False) -> Run:
@@ -219,10 +248,15 @@ def resume(run: str | Run, *, rig: str | None = None, quiet: bool = False) -> Ru
         RunError: The run is finished, or its folder is damaged.
     """
     opened = run if isinstance(run, Run) else Run.open(run)
-    if joins_others():
-        own = rig_of_ranks(rig)
+    among_others = joins_others()
+    own = rig_of_ranks(rig) if among_others else parse_rig(rig) if rig else None
+    from rigfit.launching.join import train_among_others
+    from rigfit.launching.launch import launch
+    from rigfit.new_run import ready_to_resume
+
+    if among_others and own is not None:
         return train_among_others(own, lambda: ready_to_resume(opened, own, quiet=quiet), quiet=quiet)
-    launch(ready_to_resume(opened, parse_rig(rig) if rig else None, quiet=quiet), is_quiet=quiet)
+    launch(ready_to_resume(opened, own, quiet=quiet), is_quiet=quiet)
     return opened
 
 
@@ -235,6 +269,10 @@ def evaluate(run: str | Run, *, rig: str | None = None, checkpoint: str = "best"
     """
     opened = run if isinstance(run, Run) else Run.open(run)
     device = _first_device(rig)
+    from rigfit.training.distributed import World
+    from rigfit.training.evaluate import evaluate as evaluate_task
+    from rigfit.training.trained import open_trained
+
     trained, saved = open_trained(opened, which=checkpoint, device=device)
     if not len(trained.splits.validation):
         raise UsageError("This run holds out no samples to evaluate on.", "Train with validation_fraction above 0.")
@@ -255,7 +293,10 @@ def evaluate(run: str | Run, *, rig: str | None = None, checkpoint: str = "best"
 
 def export(run: str | Run, out: str | None = None) -> Path:
     """Write the best weights as `model.safetensors` and `config.json`; return the folder."""
-    return export_run(run if isinstance(run, Run) else Run.open(run), Path(out) if out else None)
+    opened = run if isinstance(run, Run) else Run.open(run)
+    from rigfit.training.export import export as export_run
+
+    return export_run(opened, Path(out) if out else None)
 
 
 def calibrate() -> tuple[Calibration, ...]:
@@ -264,6 +305,8 @@ def calibrate() -> tuple[Calibration, ...]:
     Raises:
         UsageError: There is no GPU, one has no room, or what was found cannot be written.
     """
+    from rigfit.measuring.calibrate import calibrate_gpus, slowest
+
     found = calibrate_gpus()
     for card, factors in slowest(found).items():
         try:
@@ -288,29 +331,53 @@ def verb(
 ) -> str:
     """Call a recipe's downstream verb (`reconstruct`, `latents`, ...) on a run; return what it has to say.
 
+    Args:
+        recipe_name: Whose verb.
+        verb_name: One that works on a run; others are plain functions of the recipe's verbs module.
+        run: The run.
+        out: Folder to write into; RUN/VERB when absent.
+        rig: The first device is used; a GPU if there is one when absent.
+        checkpoint: `best`, `last`, `stage-1` or a path.
+        **options: Arguments and options of the verb.
+
     Raises:
         UsageError: No such verb, or the run is of another recipe.
     """
-    opened = run if isinstance(run, Run) else Run.open(run)
     recipe = load_recipe(recipe_name)
+    function = _verb_on_run(recipe, verb_name, options)
+    opened = run if isinstance(run, Run) else Run.open(run)
     if opened.plan.recipe != recipe.name:
         raise UsageError(
             f"{opened.folder} is a run of {opened.plan.recipe}, not of {recipe_name}.",
             f"Use `rigfit {opened.plan.recipe} {verb_name} ...`.",
         )
+    device = _first_device(rig)
+    from rigfit.training.trained import open_trained
+
+    trained, _ = open_trained(opened, which=checkpoint, device=device)
+    return function(trained, out=Path(out) if out else opened.folder / verb_name, **options) or ""
+
+
+def _verb_on_run(recipe: Recipe, verb_name: str, options: Collection[str]) -> Callable[..., str | None]:
+    """Return the verb, which takes `options` and no others beside what every verb on a run takes."""
     verbs: dict[str, Callable[..., str | None]] = {}
     if recipe.verbs_module:
         verbs = {function.__name__: function for function in load_module(recipe.verbs_module).VERBS}
     if verb_name not in verbs:
-        raise UsageError(f"{recipe_name} has no verb `{verb_name}`.", f"There are: {', '.join(verbs) or 'none'}.")
-    known = inspect.signature(verbs[verb_name]).parameters
+        raise UsageError(f"{recipe.name} has no verb `{verb_name}`.", f"There are: {', '.join(verbs) or 'none'}.")
+    function = verbs[verb_name]
+    if not needs_run(function):
+        itself = f"{recipe.verbs_module}.{verb_name}"
+        raise UsageError(f"`{verb_name}` works on no run.", f"Call {itself}, which is a plain function.")
+    known = inspect.signature(function).parameters
     unknown = [name for name in options if name not in known]
     if unknown:
         raise UsageError(f"`{verb_name}` has no option `{unknown[0]}`.", f"There are: {', '.join(list(known)[1:])}.")
-    trained, _ = open_trained(opened, which=checkpoint, device=_first_device(rig))
-    return verbs[verb_name](trained, out=Path(out) if out else opened.folder / verb_name, **options) or ""
+    return function
 
 
 def _first_device(rig: str | None) -> torch.device:
     device = parse_rig(rig).devices[0]
+    import torch
+
     return torch.device("cuda", device.index) if device.kind == "cuda" else torch.device("cpu")

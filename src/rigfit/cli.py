@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import errno
 import json
@@ -16,21 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rigfit import __version__
+from rigfit.command_words import check_target, read_plan, read_words
 from rigfit.errors import DoesNotFitError, RigfitError, UsageError
+from rigfit.printing import only_json_on_stdout, print_calibration, print_table, require_writable, write_file
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from rigfit.measuring.calibrate import Calibration
     from rigfit.planning.plan import Plan
     from rigfit.verb_commands import VerbCaller
 
 # Typer brings its own click or uses the separate one, depending on its version: this is ClickException of either.
 _CLICK_ERROR: type[BaseException] = typer.BadParameter.__mro__[2]
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
-_RIG_KEYS = ("rig", "device", "devices")
-_NO_KEYS = ("recipe", "target", "config", "config_file", "quiet")
-_WIDTH_OF_A_FILE = 120
 
 app = typer.Typer(
     name="rigfit",
@@ -64,7 +59,9 @@ def run(words: Sequence[str]) -> int:
     except RigfitError as error:
         return _tell(error)
     except (KeyboardInterrupt, typer.Abort):
-        _tell(RigfitError("Interrupted.", "`rigfit resume RUN` goes on from the last checkpoint, if one was written."))
+        is_training = bool(words) and words[0] in ("train", "resume")
+        way_on = "`rigfit resume RUN` goes on from the last checkpoint, if one was written."
+        _tell(RigfitError("Interrupted.", way_on if is_training else "Nothing was written; give the command again."))
         return 130
     except BrokenPipeError:
         # Whoever read our output has left (`| head`). Nothing may be flushed into the pipe at exit either.
@@ -181,27 +178,30 @@ def plan(
     """Say what fits, at which batch, before anything runs."""
     if target.endswith(".json"):
         raise UsageError(f"{target} is a plan already: all was decided when it was made.", _RECIPE_INSTEAD)
-    _check_target(target)
+    check_target(target)
     words = list(ctx.args)
     if why and picture is None and words and "=" not in words[-1] and words[-1].endswith((".html", ".svg")):
         picture = Path(words.pop())
-    rig, overrides = _read_words(words, rig)
+    rig, overrides = read_words(words, rig)
     given: dict[str, Any] = {"config_file": _text(config), "assumed_samples": samples, **overrides}
     if table or (rig and ";" in rig):
         _refuse_with_a_table({"--why": why, "--picture": picture is not None, "--out": out is not None})
         return _plan_table(target, table or [], rig, given, as_json=as_json)
     if picture is not None and picture.suffix not in (".html", ".svg"):
         raise UsageError(f"{picture} is no kind of picture that is written here.", "Name it FILE.html or FILE.svg.")
+    for path, option in ((out, "--out"), (picture, "--picture")):
+        if path is not None:
+            require_writable(path, option)
     from rigfit import api
 
-    with _only_json_on_stdout(as_json):
+    with only_json_on_stdout(as_json):
         made = api.plan(target, rig=rig, **given)
     if out is not None:
-        _write(out, made.to_json(), "--out")
+        write_file(out, made.to_json(), "--out")
     if picture is not None:
-        from rigfit.planning.picture import draw_page, draw_svg
+        from rigfit.planning.show.picture import draw_page, draw_svg
 
-        _write(picture, draw_svg(made) if picture.suffix == ".svg" else draw_page(made), "--picture")
+        write_file(picture, draw_svg(made) if picture.suffix == ".svg" else draw_page(made), "--picture")
     if as_json:
         typer.echo(made.to_json(), nl=False)
     else:
@@ -215,15 +215,15 @@ _RECIPE_INSTEAD = (
 
 
 def _tell_plan(made: Plan, *, is_why: bool) -> None:
-    from rigfit.planning.explain import explain
     from rigfit.planning.hours import describe_hours, reckon_hours
+    from rigfit.planning.show.explain import explain
 
     typer.echo(explain(made))
     hours = reckon_hours(made)
     if hours is not None:
         typer.echo(textwrap.fill(f"in all: {describe_hours(hours, made)}", 100) + "\n")
     if is_why:
-        from rigfit.planning.why import explain_why
+        from rigfit.planning.show.why import explain_why
 
         typer.echo(explain_why(made), nl=False)
 
@@ -236,13 +236,13 @@ def _refuse_with_a_table(given: dict[str, bool]) -> None:
 
 def _plan_table(target: str, table: list[str], rig: str | None, given: dict[str, Any], *, as_json: bool) -> int:
     """Print the table; the exit code is 3 where nothing fits, 130 where somebody interrupted."""
-    from rigfit.planning.axes import parse_axes, parse_rigs
+    from rigfit.planning.show.axes import parse_axes, parse_rigs
 
     axes, rigs = parse_axes(table), parse_rigs(rig)
     from rigfit import api
-    from rigfit.planning.table_text import draw_table, table_to_json
+    from rigfit.planning.show.table_text import draw_table, table_to_json
 
-    with _only_json_on_stdout(as_json):
+    with only_json_on_stdout(as_json):
         made = api.plan_table(target, axes, rigs=rigs, **given)
     typer.echo(json.dumps(table_to_json(made), indent=2) if as_json else draw_table(made), nl=as_json)
     if made.is_interrupted:
@@ -259,10 +259,10 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no live progress.")] = False,
 ) -> None:
     """Plan, start one process per GPU, write a run folder."""
-    made = _read_plan(target) if target.endswith(".json") else None
+    made = read_plan(target) if target.endswith(".json") else None
     if made is None:
-        _check_target(target)
-    rig, overrides = _read_words(ctx.args, rig)
+        check_target(target)
+    rig, overrides = read_words(ctx.args, rig)
     from rigfit import api
 
     api.train(made or target, rig=rig, config_file=_text(config), quiet=quiet, **overrides)
@@ -286,12 +286,12 @@ def evaluate(
     """Measure a trained model on the held-out samples."""
     from rigfit import api
 
-    with _only_json_on_stdout(as_json):
+    with only_json_on_stdout(as_json):
         metrics = api.evaluate(run_folder, rig=rig, checkpoint=checkpoint)
     if as_json:
         typer.echo(json.dumps(metrics, indent=2))
         return
-    _print_table(("metric", "value"), [(name, f"{value:.6g}") for name, value in metrics.items()])
+    print_table(("metric", "value"), [(name, f"{value:.6g}") for name, value in metrics.items()])
 
 
 @app.command()
@@ -309,11 +309,11 @@ def export(
 def calibrate() -> None:
     """Measure how fast the GPUs here are, in a minute, for the speeds that plans predict."""
     from rigfit import api
-    from rigfit.planning.local_rates import rates_path
+    from rigfit.planning.speed.local_rates import rates_path
 
     found = api.calibrate()
     for one in found:
-        _print_calibration(one)
+        print_calibration(one)
     if any(one.card for one in found):
         typer.echo(f"Written to {rates_path()}; plans for these cards use it.")
 
@@ -328,7 +328,7 @@ def recipes(ctx: typer.Context, as_json: _Json = False) -> None:
     if as_json:
         typer.echo(json.dumps({recipe.name: recipe.summary for recipe in RECIPES.values()}, indent=2))
         return
-    _print_table(("recipe", "what it trains"), [(recipe.name, recipe.summary) for recipe in RECIPES.values()])
+    print_table(("recipe", "what it trains"), [(recipe.name, recipe.summary) for recipe in RECIPES.values()])
 
 
 @recipes_app.command()
@@ -342,118 +342,11 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME|FILE.py", help="Recip
         table = {key.name: {"type": key.kind, "default": key.default, "meaning": key.meaning} for key in keys}
         typer.echo(json.dumps(table, indent=2))
         return
-    _print_table(
-        ("key", "type", "default", "meaning"), [(key.name, key.kind, key.default, key.meaning) for key in keys]
-    )
-
-
-def _read_words(words: Sequence[str], rig: str | None) -> tuple[str | None, dict[str, Any]]:
-    """Return (rig, overrides): `rig=` and `device=` among the words mean --rig."""
-    from rigfit.overrides import parse_overrides
-
-    overrides = parse_overrides(words)
-    for key in _RIG_KEYS:
-        if key not in overrides:
-            continue
-        given = overrides.pop(key)
-        if rig is not None:
-            raise UsageError(f"The rig is given twice: {rig} and {key}={given}.", f"Use only --rig {rig}.")
-        rig = ",".join(map(str, given)) if isinstance(given, list) else str(given)
-    for key in _NO_KEYS:
-        if key in overrides:
-            raise UsageError(
-                f"`{key}` is no key of a recipe.",
-                "`rigfit recipes show NAME` lists them; files come with --config FILE.yaml.",
-            )
-    return rig, overrides
-
-
-def _check_target(target: str) -> None:
-    """Refuse at once what is no recipe; a .py file is opened later, for that may import torch."""
-    if target.startswith("-") or "=" in target:
-        raise UsageError(
-            f"`{target}` stands where the recipe belongs.",
-            "The recipe comes first, as in `rigfit train autoencoder img_size=256`.",
-        )
-    if Path(target, "plan.json").is_file():
-        raise UsageError(f"{target} is a run folder.", f"`rigfit resume {target}` goes on with it.")
-    if not target.endswith(".py"):
-        from rigfit.recipes import load_recipe
-
-        load_recipe(target)
-    elif not Path(target).is_file():
-        raise UsageError(f"There is no file {target}.", "Give the path of a .py file that defines your task.")
-
-
-def _read_plan(path: str) -> Plan:
-    from rigfit.planning.plan import Plan
-
-    try:
-        return Plan.from_json(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(
-            f"{path} cannot be read: {reason}.", "Make a plan with `rigfit plan RECIPE --out plan.json`."
-        ) from None
-
-
-def _write(path: Path, text: str, option: str) -> None:
-    """Write the whole text or nothing."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise UsageError(
-            f"{path} cannot be written: {error.strerror}.", f"Choose another file with {option}."
-        ) from None
-
-
-def _only_json_on_stdout(as_json: bool) -> contextlib.AbstractContextManager[object]:
-    """Send hints and progress to stderr while JSON is what stdout is for."""
-    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    print_table(("key", "type", "default", "meaning"), [(key.name, key.kind, key.default, key.meaning) for key in keys])
 
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-def _console() -> Console:
-    """Return a console that writes plain text into files and pipes, wide enough not to break every line."""
-    from rich.console import Console
-
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _WIDTH_OF_A_FILE
-    return console
-
-
-def _print_calibration(one: Calibration) -> None:
-    typer.echo(f"GPU {one.device.index}: {one.device.name}")
-    if one.card is None:
-        typer.echo("not measured: it is not in the catalogue, so there is no formula to correct\n")
-        return
-    rows = [
-        (
-            finding.what,
-            f"{finding.measured_seconds * 1e3:.4g} ms",
-            f"{finding.formula_seconds * 1e3:.4g} ms",
-            f"{finding.factor:.3g}{'' if finding.group else ' (only shown)'}",
-        )
-        for finding in one.findings
-    ]
-    _print_table(("what", "measured", "by formula", "factor"), rows)
-    typer.echo()
-
-
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
-
-    table = Table(*headings, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    _console().print(table)
 
 
 if __name__ == "__main__":

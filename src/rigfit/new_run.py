@@ -6,14 +6,13 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from rigfit.aliases import resolve_aliases
 from rigfit.errors import RunError, TrainingError, UsageError
 from rigfit.hardware.parse import parse_rig
 from rigfit.hardware.rig import Rig
@@ -21,33 +20,20 @@ from rigfit.measuring.loading import seconds_per_sample
 from rigfit.measuring.prices import paper_prices
 from rigfit.measuring.probe import probe
 from rigfit.measuring.trace import Tracer
-from rigfit.overrides import build_workload
 from rigfit.planning.costs import Prices
-from rigfit.planning.explain import explain
 from rigfit.planning.make import make_plan, move_to, with_data, with_loading
 from rigfit.planning.plan import Plan, require_whole
 from rigfit.planning.precision import choose_precision
-from rigfit.recipes import load_module, load_recipe, open_splits
+from rigfit.planning.show.explain import explain
+from rigfit.recipes import check_weights, load_module, load_recipe, open_splits
 from rigfit.runs.lock import only_writer
 from rigfit.runs.run import Run
 from rigfit.runs.step_bar import step_bar
+from rigfit.training import adamw8bit
 from rigfit.workload import RUN_WIDE_KEYS, Recipe, Workload, WorkloadConfig
-from rigfit.yaml12 import read_yaml
 
 # What may still be said when a plan is carried out; everything else was decided when it was made.
 _KEYS_BESIDE_A_PLAN = frozenset({"data", "out", "name"})
-
-
-def workload_of(recipe: str, config_file: str | None, overrides: Mapping[str, Any]) -> Workload:
-    """Return what is to be trained, from a recipe, a YAML file and keys that win over it."""
-    found = load_recipe(recipe)
-    values: dict[str, Any] = {}
-    for given in (read_yaml(config_file) if config_file else {}, overrides):  # each by itself: the second wins
-        resolved, hints = resolve_aliases(given, found.config)
-        values |= resolved
-        for hint in hints:
-            print(hint, file=sys.stderr)
-    return build_workload(found, values)
 
 
 @contextlib.contextmanager
@@ -115,7 +101,8 @@ def _prices(
     """
     if rig.kind == "cpu" and config.micro_batch_size is not None:
         return None
-    if rig.kind == "cpu" and rig.is_here and folder is not None:
+    is_runnable = config.optimizer != "adamw8bit" or adamw8bit.is_installed()
+    if rig.kind == "cpu" and rig.is_here and folder is not None and is_runnable:
         precision, _, _ = choose_precision(rig, config.precision)
         if is_told:
             _say("measuring memory and speed: a few real steps at two micro-batch sizes")
@@ -137,11 +124,24 @@ def _say(what: str) -> None:
 
 
 def new_run(
-    target: str | Plan, rig: Rig | None, config_file: str | None, overrides: dict[str, Any], *, quiet: bool
+    target: str | Plan | Workload,
+    rig: Rig | None,
+    config_file: str | None,
+    overrides: dict[str, Any],
+    *,
+    quiet: bool,
 ) -> Run:
-    """Prepare data, plan, and make the run folder; nothing stays behind when any of it fails."""
+    """Prepare data, plan, and make the run folder; nothing stays behind when any of it fails.
+
+    Args:
+        target: A plan, the path of one, or what is to be planned.
+        rig: On what; the rig of the plan, or all of this machine, when absent.
+        config_file: What a person gave beside it; nothing may stand beside a plan.
+        overrides: Keys a person gave, all of which are in a workload already.
+        quiet: Print nothing.
+    """
     with scratch() as folder:
-        if isinstance(target, Plan) or target.endswith(".json"):
+        if not isinstance(target, Workload):
             if config_file:
                 raise UsageError(
                     f"{config_file} has no say beside a plan: everything was decided when that was made.",
@@ -150,18 +150,22 @@ def new_run(
             planned, given = _planned(target, rig, overrides)
             recipe = load_recipe(planned.recipe)
             config = _run_config(recipe, planned)
+            stage_configs = [recipe.read_config(stage.config) for stage in planned.stages]
+            _require_weights(recipe, stage_configs)
             if not prepare(recipe, config, folder):
                 raise _no_data()
-            splits = [open_splits(recipe, recipe.read_config(stage.config), folder) for stage in planned.stages]
+            splits = [open_splits(recipe, stage_config, folder) for stage_config in stage_configs]
             facts = dict.fromkeys(fact for split in splits for fact in split.facts if fact not in planned.facts)
             planned = with_data(planned, [(len(split.train), len(split.validation)) for split in splits], tuple(facts))
         else:
-            workload = workload_of(target, config_file, overrides)
-            recipe, config, given = workload.recipe, workload.config, overrides
+            recipe, config, given = target.recipe, target.config, overrides
+            _require_weights(recipe, target.stage_configs)
             if not prepare(recipe, config, folder):
                 raise _no_data()
-            planned = plan_of(workload, rig or parse_rig(None), folder)
+            planned = plan_of(target, rig or parse_rig(None), folder)
         _require_here(planned.rig)
+        if any(stage.config.get("optimizer") == "adamw8bit" for stage in planned.stages):
+            adamw8bit.require_installed()
         run = Run.create(planned, given=given, out=config.out, name=config.name)
         try:
             shutil.copytree(folder, run.data, dirs_exist_ok=True)
@@ -179,6 +183,13 @@ def new_run(
     return run
 
 
+def _require_weights(recipe: Recipe, stage_configs: Iterable[WorkloadConfig]) -> None:
+    """Refuse weights that are not here before minutes go into data and plan; init_from takes their place."""
+    for config in stage_configs:
+        if config.init_from is None:
+            check_weights(recipe, config)
+
+
 def _planned(target: str | Plan, rig: Rig | None, overrides: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
     """Return a plan that was made before, with the few things that may be said beside it."""
     planned = target if isinstance(target, Plan) else Plan.from_json(_read_plan(Path(target)))
@@ -189,13 +200,11 @@ def _planned(target: str | Plan, rig: Rig | None, overrides: dict[str, Any]) -> 
             "Make a new plan, or give only data, out and name beside this one.",
         )
     require_whole(planned)
-    if rig is not None and not _is_alike(rig, planned.rig):
-        planned = move_to(planned, rig, [None] * len(planned.stages))
     stages = tuple(replace(stage, config=stage.config | overrides) for stage in planned.stages)
-    recipe = load_recipe(planned.recipe)
+    recipe, configs = load_recipe(planned.recipe), []
     for number, stage in enumerate(stages, 1):
         try:
-            recipe.read_config(stage.config)
+            configs.append(recipe.read_config(stage.config))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "config"
@@ -203,7 +212,24 @@ def _planned(target: str | Plan, rig: Rig | None, overrides: dict[str, Any]) -> 
                 f"Stage {number} of the plan: {where}: {first['msg']}.",
                 f"`rigfit recipes show {recipe.name}` lists every key; make the plan again with `rigfit plan`.",
             ) from None
-    return planned.with_stages(stages), overrides
+    planned = planned.with_stages(stages)
+    if rig is not None and not _is_alike(rig, planned.rig):
+        planned = _moved(planned, rig, configs, recipe, None)
+    return planned, overrides
+
+
+def _moved(planned: Plan, rig: Rig, configs: Sequence[WorkloadConfig], recipe: Recipe, folder: Path | None) -> Plan:
+    """Return the plan on another rig, from what its steps cost there; where that cannot be known, as it was."""
+    with contextlib.ExitStack() as stack:
+        prices: list[Prices | None] = []
+        for config in configs:
+            tracer = stack.enter_context(Tracer(recipe, config, folder))
+            try:
+                prices.append(_prices(recipe, config, rig, folder, tracer, is_told=True))
+            except (TrainingError, UsageError) as error:
+                print(f"nothing is predicted: {error.cause}", file=sys.stderr, flush=True)
+                prices.append(None)
+        return move_to(planned, rig, prices, configs=configs)
 
 
 def _run_config(recipe: Recipe, planned: Plan) -> WorkloadConfig:
@@ -229,7 +255,9 @@ def _no_data() -> UsageError:
 
 
 def _require_here(rig: Rig) -> None:
-    if not rig.is_here:
+    """Refuse a rig that this machine does not have, whatever a plan says of it."""
+    has_cuda = parse_rig(None).kind == "cuda"
+    if not rig.is_here or (rig.kind == "cuda" and not has_cuda):
         raise UsageError(
             f"The plan is for {rig.describe()}, which this machine does not have.",
             "Train on a machine that has it, or plan with --rig for this one.",
@@ -251,7 +279,7 @@ def ready_to_resume(run: Run, rig: Rig | None, *, quiet: bool) -> Run:
         _require_here(now)
         recipe = load_recipe(planned.recipe)
         configs = [recipe.read_config(stage.config) for stage in planned.stages]
-        moved = move_to(planned, now, [None] * len(planned.stages), refusals=[config.refusal for config in configs])
+        moved = _moved(planned, now, configs, recipe, run.data)
         run.amend_plan(moved, f"resumed on {now.describe()}")
         planned = moved
     if not quiet:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rigfit.workload import Samples, Splits, WorkloadConfig
 
 Batch = dict[str, Any]
-"""What `default_collate` makes of a list of samples: tensors whose first dimension is the micro-batch."""
+"""What the loader makes of a list of samples: tensors whose first dimension is the micro-batch, where possible."""
 
 MetricSums = Mapping[str, tuple[Tensor, int]]
 """Metric name -> (sum over the counted items as a scalar tensor, how many items). The one division comes at the end."""
@@ -41,13 +41,43 @@ class Task(nn.Module, ABC):
         """Return sums and counts of every validation metric over `batch`; called without gradient, in eval mode."""
         return {"loss": (self.forward(batch), self.count_items(batch))}
 
+    def conclude(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Return `metrics`, averaged over all held-out samples, with what follows from them (a macro mean, say)."""
+        return metrics
+
+    def setup(self, splits: Splits) -> None:
+        """Take from the data what evaluation and export need beside the weights: a tokenizer, class names.
+
+        Called once after `build`, before weights are loaded, wherever the data are open; never for a plan. Shapes of
+        weights may not depend on it.
+        """
+        return
+
     def build_baseline(self, train: Samples) -> Task | None:
         """Return a trivial predictor evaluated next to the model (a mean image, a majority answer), or None."""
         return None
 
     def blocks(self) -> Sequence[nn.Module]:
-        """Return the repeated blocks: the units of activation checkpointing and of `fully_shard`."""
+        """Return the repeated blocks: the units of activation checkpointing and of `fully_shard`.
+
+        Each is a module of this task, named once, and none lies inside another.
+        """
         return ()
+
+    def load_pretrained(self) -> str:
+        """Load the weights that the config names, and return a sentence about it for the log; "" if it names none.
+
+        Called on every rank before the first step, never for a plan; and again, before what a checkpoint holds is
+        loaded, where `is_saved` leaves something out of checkpoints.
+        """
+        return ""
+
+    def is_saved(self, name: str) -> bool:
+        """Return whether this entry of `state_dict()` goes into checkpoints.
+
+        False is for weights that stay as `load_pretrained` loads them: the frozen base of a small adapter.
+        """
+        return True
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return `state`, saved by this task under another config, changed so that it loads here.
@@ -55,6 +85,13 @@ class Task(nn.Module, ABC):
         Resamples positional embeddings, for example. Keys it cannot use are left out; the caller reports them.
         """
         return state
+
+    def write_export(self, folder: Path) -> bool:
+        """Write the weights as they are now into `folder`, in a format that others know; return whether you did.
+
+        False leaves it to `model.safetensors` and `config.json`.
+        """
+        return False
 
     def export_config(self) -> dict[str, Any]:
         """Return the JSON written beside `model.safetensors` on export."""

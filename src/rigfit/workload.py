@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Strategy = Literal["ddp", "fully_shard"]
+Optimizer = Literal["adamw", "adamw8bit"]
 
 # A stage may not change what the whole run shares.
 RUN_WIDE_KEYS = frozenset({"stages", "data", "name", "out", "seed", "deterministic", "init_from"})
@@ -64,6 +65,10 @@ class WorkloadConfig(BaseModel):
         0.05, ge=0, lt=1, description="share of all samples over which the rate rises from 0"
     )
     final_lr_fraction: float = Field(0.0, ge=0, le=1, description="rate at the end, as a share of the peak rate")
+    optimizer: Optimizer = Field(
+        "adamw",
+        description="adamw, or adamw8bit: moments of 1 byte instead of 4 (needs bitsandbytes); never chosen by itself",
+    )
     weight_decay: float = Field(0.05, ge=0, description="AdamW decay of matrices; vectors, norms and biases get none")
     beta2: float = Field(0.95, gt=0, lt=1, description="AdamW second-moment decay")
     clip_grad_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null switches clipping off")
@@ -111,6 +116,21 @@ class WorkloadConfig(BaseModel):
         (), description="list of overrides, trained one after the other in one run"
     )
 
+    @model_validator(mode="after")
+    def _check_optimizer(self) -> Self:
+        """Refuse what bitsandbytes cannot update: its kernels take whole weights, row after row."""
+        if self.optimizer == "adamw8bit" and self.strategy == "fully_shard":
+            raise ValueError(
+                "optimizer=adamw8bit cannot update weights that strategy=fully_shard has cut into shards: "
+                "use optimizer=adamw, or leave strategy out"
+            )
+        if self.optimizer == "adamw8bit" and self.channels_last:
+            raise ValueError(
+                "optimizer=adamw8bit would undo channels_last=true: its kernels lay weights out row after row: "
+                "use optimizer=adamw, or leave channels_last out"
+            )
+        return self
+
     @property
     def couplings(self) -> frozenset[BatchCoupling]:
         """What another layout of the same effective batch changes; empty if nothing."""
@@ -128,6 +148,33 @@ class Samples(Protocol):
 
     def load(self, index: int, rng: np.random.Generator) -> Mapping[str, Any]:
         """Return sample `index` as a mapping of numpy arrays and numbers; all randomness comes from `rng`."""
+        ...
+
+
+@runtime_checkable
+class Collating(Protocol):
+    """Samples of different shapes, which say themselves how some of them become one batch (padding, for example).
+
+    Those that do not are stacked: every value gets a first dimension more.
+    """
+
+    def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what `load` returned for several samples as one batch: tensors whose first dimension is the sample.
+
+        It runs in loader processes.
+        """
+        ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """Samples of different lengths: those of one step that are alike in length then go through a pass together.
+
+    Which samples form a step does not change, only which of them share a micro-batch.
+    """
+
+    def length(self, index: int) -> int:
+        """Return how long sample `index` is (tokens, for example), quickly and without loading it."""
         ...
 
 

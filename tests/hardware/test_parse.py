@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from rigfit.errors import UsageError
@@ -165,3 +167,25 @@ def test_what_is_no_rig_is_a_usage_error_with_a_remedy(text):
 def test_an_unknown_card_is_answered_with_the_nearest_name():
     with pytest.raises(UsageError, match=r"titan-rtz.*\n.*titan-rtx"):
         rig("2x titan-rtz")
+
+
+@pytest.mark.parametrize(
+    ("text", "cause", "remedy"),
+    [
+        ("0.5x t4", "0.5 is no number of cards", "1x t4"),
+        ("0x t4", "0 is no number of cards", "2x t4"),
+        ("-1x titan-rtx", "-1 is no number of cards", "1x titan-rtx"),
+        ("2.0x t4", "2.0 is no number of cards", "1x t4"),
+        ("2*t4", "`*` does not count cards", "2x t4"),
+        ("3x", "counts cards and names none", "3x t4"),
+        ("t4,", "empty place beside a comma", "t4"),
+        ("4090,,3060", "empty place beside a comma", "4090,3060"),
+        (",", "names nothing", "2x-titan-rtx"),
+    ],
+)
+def test_a_count_or_a_list_that_is_none_is_told_with_one_that_works(text, cause, remedy):
+    with pytest.raises(UsageError, match=re.escape(cause)) as caught:
+        parse_rig(text, gpus=(), num_cores=4)
+    assert f"`{text}`" in caught.value.cause
+    assert remedy in caught.value.remedy
+    assert parse_rig(remedy, gpus=(), num_cores=4).world_size >= 1

@@ -241,3 +241,13 @@ def test_tiff_without_rasterio_names_the_extra(tmp_path: Path, monkeypatch: pyte
     # The other way out that it names:
     Image.open(tmp_path / "a.tif").save(tmp_path / "a.png")
     assert np.array_equal(read_image(tmp_path / "a.png").rgb, _gradient())
+
+
+def test_a_page_may_be_larger_than_pictures_usually_are(tmp_path: Path) -> None:
+    path = tmp_path / "page.png"
+    Image.new("L", (20, 10)).save(path)
+    with pytest.raises(UnreadableImageError, match="20 x 10 pixels, the limit is 199 pixels"):
+        read_image(path, max_pixels=199)
+    assert read_image(path, max_pixels=200).rgb.shape == (10, 20, 3)
+    # Pillow's own limit is for everybody else in this process, and stays.
+    assert Image.MAX_IMAGE_PIXELS == 89_478_485

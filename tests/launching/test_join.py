@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import rigfit
-from rigfit.launching.join import joins_others
+from rigfit.launching.ranks import joins_others
 
 TOY = str(Path(__file__).parents[1] / "toy_task.py")
 SRUN = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from rigfit.task import Batch, Task
 
@@ -29,6 +30,29 @@ class MaskedSamples:
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         mask = np.arange(LENGTH) < self.counts[index]
         return {"inputs": self.inputs[index], "targets": self.targets[index], "mask": mask}
+
+
+class PaddedSamples(MaskedSamples):
+    """The same samples without the tokens that do not count: a batch is padded to its longest sample."""
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        kept = int(self.counts[index])
+        return {"inputs": self.inputs[index, :kept], "targets": self.targets[index, :kept]}
+
+    def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        padded: dict[str, Any] = {
+            key: pad_sequence([torch.as_tensor(sample[key]) for sample in samples], batch_first=True)
+            for key in ("inputs", "targets")
+        }
+        lengths = torch.tensor([len(sample["targets"]) for sample in samples])
+        return padded | {"mask": torch.arange(padded["targets"].shape[1]) < lengths[:, None]}
+
+
+class MeasuredSamples(PaddedSamples):
+    """The same again, grouped by length within a step."""
+
+    def length(self, index: int) -> int:
+        return int(self.counts[index])
 
 
 class MaskedTask(Task):

@@ -65,11 +65,12 @@ def test_dealing_tiles_the_step_and_keeps_ranks_in_step(
 ) -> None:
     layout = BatchLayout(micro_batch_sizes=tuple(micro_batch_sizes), accumulation_steps=accumulation_steps)
     num_samples = min(num_samples, layout.effective_batch_size)
-    dealt = [deal(start, num_samples, layout, rank) for rank in range(layout.world_size)]
-    assert len({len(spans) for spans in dealt}) == 1
+    dealt = [deal(range(start, start + num_samples), layout, rank) for rank in range(layout.world_size)]
+    assert len({len(passes) for passes in dealt}) == 1
     assert len(dealt[0]) <= accumulation_steps
-    positions = [p for spans in dealt for span in spans if not span.is_filler for p in range(span.start, span.stop)]
+    in_turn = [taken for passes in zip(*dealt, strict=True) for taken in passes]
+    positions = [position for taken in in_turn if not taken.is_filler for position in taken.positions]
     assert positions == list(range(start, start + num_samples))
-    for spans, size in zip(dealt, micro_batch_sizes, strict=True):
-        assert all(span.stop - span.start <= size for span in spans)
+    for passes, size in zip(dealt, micro_batch_sizes, strict=True):
+        assert all(len(taken.positions) <= size for taken in passes)
     assert not dealt[0][0].is_filler

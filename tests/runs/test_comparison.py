@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rigfit.hardware.rig import Device
-from rigfit.planning.local_rates import read_local
+from rigfit.planning.speed.local_rates import read_local
 from rigfit.runs.comparison import COMPARISON, compare, remember_speed, write_comparison
 from rigfit.runs.records import METRICS
 from rigfit.units import GIB

@@ -96,3 +96,33 @@ def test_swapping_twice_leaves_everything_as_it_was() -> None:
     average.swap(net)
     assert torch.equal(net[0].weight, weights)
     assert torch.equal(average.shadow["0.weight"], shadow)
+
+
+class Tied(nn.Module):
+    """An output layer that shares its matrix with the embedding, and a table that is no part of the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(3, 2), nn.Linear(2, 3, bias=False)
+        self.out.weight = self.embed.weight
+        self.register_buffer("angles", torch.ones(2), persistent=False)
+
+
+def test_the_average_loads_under_every_name_of_tied_weights_and_no_other() -> None:
+    net = Tied()
+    average = WeightAverage(net, 0.9)
+    before = net.embed.weight.detach().clone()
+    with torch.no_grad():
+        net.embed.weight.add_(1)
+    other = Tied()
+    other.load_state_dict(net.state_dict() | average.state(net))
+    assert torch.equal(other.embed.weight, before)
+    assert average.state(net).keys() == net.state_dict().keys()
+
+
+def test_what_is_left_out_is_not_averaged() -> None:
+    net = small_net()
+    average = WeightAverage(net, 0.9, left_out={"0.weight", "0.bias"})
+    assert average.state(net).keys() == net.state_dict().keys() - {"0.weight", "0.bias"}
+    average.update(net)
+    average.swap(net)

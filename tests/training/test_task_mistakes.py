@@ -73,7 +73,7 @@ def test_a_metric_over_no_items_is_not_a_number() -> None:
 
 def test_weights_in_channels_last_can_be_saved(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last)
-    states: Sequence[dict[str, Tensor]] = (full_state(model), WeightAverage(model, 0.9).state())
+    states: Sequence[dict[str, Tensor]] = (full_state(model), WeightAverage(model, 0.9).state(model))
     for state in states:
         save_file(state, tmp_path / "weights.safetensors")
         assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())

@@ -13,8 +13,14 @@ from rigfit.hardware.rig import Device, Rig
 
 _CPU = re.compile(r"cpu(?::(\d+))?")
 _CARDS = re.compile(r"(?:(\d+)\s*x\s*-?\s*)?(.+)")
+# `0.5x t4`, `-1x t4`, `2*t4`, `2x`: what a count with its card looks like, and is not.
+_COUNTED = re.compile(r"(?P<count>[+-]?(?:\d+\.?\d*|\.\d+))\s*(?P<sign>[x*])\s*-?\s*(?P<card>.*)")
 _MOST_CARDS = 4096
 _EXAMPLES = "Write --rig cpu:2, --rig 0,1, --rig 2x-titan-rtx or --rig 4090,3060."
+
+
+# How many cores a machine has that is not here is not known; free notebooks grant 2 a GPU, servers 8 and more.
+CORES_PER_GPU_ELSEWHERE = 4
 
 
 def parse_rig(text: str | None, *, gpus: Sequence[Device] | None = None, num_cores: int | None = None) -> Rig:
@@ -44,10 +50,18 @@ def parse_rig(text: str | None, *, gpus: Sequence[Device] | None = None, num_cor
         return Rig(devices=here, num_cores=cores, is_here=True)
     words = [word.strip() for word in wanted.removeprefix("cuda:").split(",")]
     if not all(words):
-        raise UsageError(f"`{text}` is no rig: a name is missing.", _EXAMPLES)
+        raise _empty_place(str(text), words)
     if wanted.startswith("cuda:") or all(_is_index(word, here) for word in words):
         return Rig(devices=_pick(words, here, cores), num_cores=cores, is_here=True)
     return _named_rig(words, here, cores)
+
+
+def _empty_place(text: str, words: Sequence[str]) -> UsageError:
+    named = [word for word in words if word]
+    if not named:
+        return UsageError(f"`{text}` is no rig: it names nothing.", f"{_EXAMPLES} Without --rig all GPUs here count.")
+    cause = f"`{text}` has an empty place beside a comma."
+    return UsageError(cause, f'Write --rig "{",".join(named)}", or name the card that is missing.')
 
 
 def _is_index(word: str, here: Sequence[Device]) -> bool:
@@ -108,17 +122,34 @@ def _named_rig(words: Sequence[str], here: Sequence[Device], cores: int) -> Rig:
     if len(found) == len(names):
         return Rig(devices=tuple(found), num_cores=cores, is_here=True)
     devices = tuple(replace(_catalogue_device(name), index=rank) for rank, name in enumerate(names))
-    return Rig(devices=devices, num_cores=cores, is_here=False)
+    return Rig(devices=devices, num_cores=CORES_PER_GPU_ELSEWHERE * len(devices), is_here=False)
 
 
 def _repeat(word: str) -> list[str]:
     """Return the names in one word: `2x titan-rtx` is two."""
+    counted = _COUNTED.fullmatch(word)
+    if counted is not None and not _is_count(**counted.groupdict()):
+        raise _no_count(word, **counted.groupdict())
     match = _CARDS.fullmatch(word)
     assert match is not None, "the words are not empty"
     count = int(match.group(1) or 1)
-    if count < 1:
-        raise UsageError(f"`{word}` is a rig without cards.", _EXAMPLES)
     return [match.group(2)] * min(count, _MOST_CARDS + 1)
+
+
+def _is_count(count: str, sign: str, card: str) -> bool:
+    return bool(card) and sign == "x" and count.isdecimal() and int(count) > 0
+
+
+def _no_count(word: str, count: str, sign: str, card: str) -> UsageError:
+    """Return the error of a count of cards that is none, or of a count without a card."""
+    example = card if card and find(card) else "t4"
+    if not card:
+        number = count if count.isdecimal() and int(count) > 0 else "2"
+        return UsageError(f"`{word}` counts cards and names none.", f'Write --rig "{number}x {example}", for example.')
+    if count.isdecimal() and int(count) > 0:
+        return UsageError(f"`{word}`: `{sign}` does not count cards.", f'Write --rig "{int(count)}x {example}".')
+    nearest = f'"1x {example}"' if count.strip("+-0.") else f'{example}, or "2x {example}" for two'
+    return UsageError(f"`{word}`: {count} is no number of cards.", f"Write --rig {nearest}: whole cards, 1 or more.")
 
 
 def _is_card(device: Device, name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import struct
-import warnings
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 _PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM")
 
+_PILLOW_LIMIT = threading.Lock()
+
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -45,10 +47,14 @@ _UPRIGHT = {
 }
 
 
-def read_image(path: Path) -> Decoded:
+def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode the file at `path` by its content, not its suffix.
 
     Of an animation the first frame is taken. TIFF files go through rasterio (see `read_geotiff`).
+
+    Args:
+        path: The file.
+        max_pixels: Largest picture decoded; pages of a scanner may be larger than what is usual.
 
     Raises:
         UnreadableImageError: The file is missing, empty, truncated, damaged, too large, or no picture.
@@ -56,11 +62,11 @@ def read_image(path: Path) -> Decoded:
     """
     start = _first_bytes(path)
     if start.startswith(TIFF_STARTS):
-        return read_geotiff(path)
+        return read_geotiff(path, max_pixels=max_pixels)
     try:
         with _open(path, start) as image:
             mode, kind = image.mode, image.format or "?"
-            check_size(path, *image.size)
+            check_size(path, *image.size, max_pixels=max_pixels)
             image.load()
             rgb, opaque_fraction = _to_rgb(_upright(image))
     except UnreadableImageError:
@@ -88,17 +94,17 @@ def _first_bytes(path: Path) -> bytes:
 
 def _open(path: Path, start: bytes) -> Image.Image:
     """Return the picture with only its header read."""
-    try:
-        with warnings.catch_warnings():
-            # `check_size` refuses what Pillow only warns of.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    # `check_size` refuses what is too large, and knows how much that is. Pillow's own limit is one for all threads.
+    with _PILLOW_LIMIT:
+        pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
             return Image.open(path, formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise unreadable(path, "too large", f"the limit is {MAX_PIXELS:,} pixels") from error
-    except UnidentifiedImageError as error:
-        if start.startswith(_PICTURE_STARTS):
-            raise unreadable(path, "truncated", "its header is incomplete") from error
-        raise unreadable(path, "not an image", f"it begins with {start[:8]!r}") from error
+        except UnidentifiedImageError as error:
+            if start.startswith(_PICTURE_STARTS):
+                raise unreadable(path, "truncated", "its header is incomplete") from error
+            raise unreadable(path, "not an image", f"it begins with {start[:8]!r}") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = pillow_limit
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -51,14 +51,14 @@ def unreadable(path: Path, reason: Reason, detail: str) -> UnreadableImageError:
     )
 
 
-def check_size(path: Path, width: int, height: int) -> None:
-    """Refuse a picture of more than `MAX_PIXELS` before any of it is decoded.
+def check_size(path: Path, width: int, height: int, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse a picture of more than `max_pixels` before any of it is decoded.
 
     Raises:
         UnreadableImageError: The picture is too large.
     """
-    if width * height > MAX_PIXELS:
-        raise unreadable(path, "too large", f"{width} x {height} pixels, the limit is {MAX_PIXELS:,} pixels")
+    if width * height > max_pixels:
+        raise unreadable(path, "too large", f"{width} x {height} pixels, the limit is {max_pixels:,} pixels")
 
 
 def composite_over_black(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:

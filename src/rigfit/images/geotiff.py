@@ -11,13 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rigfit.errors import DataError
-from rigfit.images.decoded import TIFF_STARTS, Decoded, UnreadableImageError, check_size, composite_over_black
+from rigfit.images.decoded import (
+    MAX_PIXELS,
+    TIFF_STARTS,
+    Decoded,
+    UnreadableImageError,
+    check_size,
+    composite_over_black,
+)
 
 Window = tuple[int, int, int, int]
 """(left, top, width, height) in pixels."""
 
 
-def read_geotiff(path: Path, window: Window | None = None) -> Decoded:
+def read_geotiff(path: Path, window: Window | None = None, *, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode a TIFF file, or a window of it.
 
     The bands marked red, green and blue are taken, else the first three; one or two bands are filled up by repeating
@@ -32,7 +39,7 @@ def read_geotiff(path: Path, window: Window | None = None) -> Decoded:
     try:
         with _quietly(), rasterio.open(path, driver="GTiff") as dataset:
             left, top, width, height = window or (0, 0, dataset.width, dataset.height)
-            check_size(path, width, height)
+            check_size(path, width, height, max_pixels=max_pixels)
             area = rasterio.windows.Window(left, top, width, height)
             bands = _colour_bands(dataset)
             values = dataset.read(bands, window=area)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rigfit.errors import RigfitError, UsageError
 from rigfit.recipes.autoencoder.config import AutoencoderConfig
+from rigfit.recipes.ocr.config import OcrConfig
+from rigfit.recipes.vqa.config import VqaConfig
 from rigfit.workload import Recipe, Splits, WorkloadConfig
 
 RECIPES: dict[str, Recipe] = {
@@ -23,7 +27,26 @@ RECIPES: dict[str, Recipe] = {
         data_module="rigfit.recipes.autoencoder.data",
         verbs_module="rigfit.recipes.autoencoder.verbs",
     ),
+    "ocr": Recipe(
+        name="ocr",
+        summary="line images to text (TrOCR: ViT encoder, text decoder; CER and WER)",
+        config=OcrConfig,
+        task_module="rigfit.recipes.ocr.task",
+        data_module="rigfit.recipes.ocr.data",
+        verbs_module="rigfit.recipes.ocr.verbs",
+    ),
+    "vqa": Recipe(
+        name="vqa",
+        summary="questions about pictures (Qwen2-VL, letterboxed pictures, LoRA, exact match by generation)",
+        config=VqaConfig,
+        task_module="rigfit.recipes.vqa.task",
+        data_module="rigfit.recipes.vqa.data",
+        verbs_module="rigfit.recipes.vqa.verbs",
+    ),
 }
+
+TRAINED = "trained"
+"""Name of the first parameter of a verb that works on a run."""
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -70,11 +93,11 @@ def load_module(name_or_path: str) -> ModuleType:
         sys.path.insert(0, str(path.parent))
     try:
         return importlib.import_module(path.stem)
-    except Exception as error:  # whatever a person's file does wrong is told, not traced
+    except (Exception, SystemExit) as error:  # whatever a person's file does wrong is told, not traced
         sys.modules.pop(path.stem, None)
         line = _line_in(path, error)
         raise UsageError(
-            f"{path.name} cannot be imported: {type(error).__name__}: {error}{line}.",
+            f"{path.name} cannot be imported: {_said_by(error)}{line}.",
             "Mend the file; `python " + name_or_path + "` shows the whole story.",
         ) from error
 
@@ -95,11 +118,16 @@ def open_splits(recipe: Recipe, config: WorkloadConfig, folder: Path) -> Splits:
     return found
 
 
-def build_task(recipe: Recipe, config: WorkloadConfig) -> Any:
+def build_task(recipe: Recipe, config: WorkloadConfig, splits: Splits | None = None) -> Any:
     """Return the recipe's task with fresh weights.
 
+    Args:
+        recipe: Whose task.
+        config: Of the stage.
+        splits: The data, where they are open: the task is then set up for them.
+
     Raises:
-        UsageError: A person's own `build` fails, or returns something else.
+        UsageError: A person's own `build` or `setup` fails, or `build` returns something else.
     """
     from rigfit.task import Task  # brings torch in
 
@@ -108,23 +136,60 @@ def build_task(recipe: Recipe, config: WorkloadConfig) -> Any:
         raise UsageError(
             f"build in {recipe.task_module} returned {type(found).__name__}.", "Return a rigfit.Task with your model."
         )
+    if splits is not None:
+        _told_in(recipe.task_module, "setup", found.setup, splits)
     return found
+
+
+def check_weights(recipe: Recipe, config: WorkloadConfig) -> None:
+    """Look whether the weights that `config` names are here, where the recipe can tell.
+
+    Raises:
+        UsageError: They are not.
+    """
+    if hasattr(load_module(recipe.task_module), "check_weights"):
+        _call(recipe.task_module, "check_weights", config)
+
+
+def needs_run(verb: Callable[..., Any]) -> bool:
+    """Return whether a recipe's verb works on a trained run, which its first parameter says."""
+    return next(iter(inspect.signature(verb).parameters), "") == TRAINED
 
 
 def _call(module: str, name: str, *arguments: Any) -> Any:
     """Call a function of a recipe; what a person's own file does wrong is told in a line, with its place."""
-    function = getattr(load_module(module), name)
+    return _told_in(module, name, getattr(load_module(module), name), *arguments)
+
+
+def _told_in(module: str, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
     if not module.endswith(".py"):
         return function(*arguments)
     try:
         return function(*arguments)
     except RigfitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = _line_in(Path(module), error)
         raise UsageError(
-            f"{name} in {module} failed: {type(error).__name__}: {error}{where}.", f"Mend `{name}` and try again."
+            f"{name} in {module} failed: {_said_by(error)}{where}.",
+            DEVICE_REMEDY if is_about_devices(str(error)) else f"Mend `{name}` and try again.",
         ) from error
+
+
+DEVICE_REMEDY = (
+    "Leave moving to a GPU to rigfit, which moves task and batches; ask a tensor of the batch for `.device`."
+)
+
+
+def is_about_devices(text: str) -> bool:
+    """Return whether an error of torch says that a task picks its device by itself."""
+    return "Found no NVIDIA driver" in text or "to be on the same device" in text
+
+
+def _said_by(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"it ended the program with sys.exit({error.code!r})"
+    return f"{type(error).__name__}: {error}"
 
 
 def _is_taken(path: Path) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rigfit.hardware.catalogue import card_of
 from rigfit.hardware.rig import DeviceKind
-from rigfit.planning.local_rates import record_run
 from rigfit.planning.plan import Plan, StagePlan
+from rigfit.planning.speed.local_rates import record_run
 from rigfit.runs.atomic import write_atomic
 from rigfit.runs.records import Record, read_records
 from rigfit.units import format_bytes

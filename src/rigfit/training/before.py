@@ -1,4 +1,4 @@
-"""What a stage starts from: a checkpoint, the stage before it, another run's weights, or nothing."""
+"""What a stage starts from: a checkpoint, the stage before it, another run's weights, pretrained ones, or nothing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rigfit.errors import RunError
 from rigfit.task import Task
 from rigfit.training.checkpoint import Progress, Saved, load_weights
 from rigfit.training.optimizer import WeightAverage
+from rigfit.training.weights import load_pretrained, load_what_fits, not_saved, restore
 from rigfit.workload import WorkloadConfig
 
 
@@ -34,17 +34,25 @@ class Before:
         progress = saved.progress if saved else Progress()
         return Before(progress=progress, weights={}, optimizer={}, saved=saved)
 
-    def give_weights(self, task: Task, config: WorkloadConfig) -> str:
-        """Load weights into `task`, and return a sentence on where they came from; empty for fresh ones."""
+    def give_weights(self, task: Task, config: WorkloadConfig) -> tuple[str, frozenset[str]]:
+        """Load weights into `task`.
+
+        Returns:
+            A sentence on where they came from, empty for fresh ones; and the names to leave out of checkpoints, because
+            they are pretrained and stay so.
+        """
         if self.saved:
-            task.load_state_dict(self.saved.model())
-            return f"resumed from {self.saved.folder.name}"
+            left_out = restore(task, self.saved.model(), source=self.saved.folder)
+            return f"resumed from {self.saved.folder.name}", left_out
         if self.weights:
             number = self.progress.stage + 1
-            return f"stage {number} starts from stage {number - 1}: {load_what_fits(task, self.weights)}"
+            report, left_out = load_what_fits(task, self.weights, is_continued=True)
+            return f"stage {number} starts from stage {number - 1}: {report}", left_out
         if config.init_from:
-            return f"starts from {config.init_from}: {load_what_fits(task, load_weights(config.init_from))}"
-        return ""
+            report, left_out = load_what_fits(task, load_weights(config.init_from), is_continued=False)
+            return f"starts from {config.init_from}: {report}", left_out
+        left_out = not_saved(task)
+        return load_pretrained(task, left_out), left_out
 
     def moments(self) -> dict[str, Tensor]:
         """Return the optimizer's moments by parameter name."""
@@ -59,22 +67,3 @@ class Before:
         averaged = self.saved.average()
         if average and averaged:
             average.load(task, averaged, self.saved.average_updates)
-
-
-def load_what_fits(task: Task, weights: dict[str, Tensor]) -> str:
-    """Load what fits of `weights` into `task`, and say how much that was.
-
-    Raises:
-        RunError: Nothing fits.
-    """
-    own = task.state_dict()
-    adapted = task.adapt_state(dict(weights))
-    fitting = {name: value for name, value in adapted.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
-        raise RunError(
-            "None of the weights to start from fit this model.", "Start from a run of the same recipe and architecture."
-        )
-    task.load_state_dict(fitting, strict=False)
-    fresh = [name for name in own if name not in fitting]
-    rest = f"; fresh: {', '.join(fresh[:5])}{' ...' if len(fresh) > 5 else ''}" if fresh else ""
-    return f"{len(fitting)} of {len(own)} tensors{rest}"

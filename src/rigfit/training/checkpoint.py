@@ -1,7 +1,8 @@
 """Save and resume: safetensors and JSON in one folder, whole or not there, at any world size.
 
-Files of a checkpoint: `model.safetensors` (weights and buffers), `optimizer.safetensors` (moments by parameter name),
-`average.safetensors` (where EMA is on), `state.json`, and `manifest.json` with sizes and hashes, written last.
+Files of a checkpoint: `model.safetensors` (weights and buffers, pretrained ones that stay as they are excepted),
+`optimizer.safetensors` (moments by parameter name), `average.safetensors` (where EMA is on), `state.json`, and
+`manifest.json` with sizes and hashes, written last.
 No generator state is kept: every random number is a function of the seed and the position (see order.py).
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,17 +84,20 @@ def save(
     average: WeightAverage | None,
     scaler: torch.amp.GradScaler,
     progress: Progress,
+    left_out: Collection[str],
     is_best: bool,
     keep: int,
 ) -> None:
-    """Write a checkpoint of `progress.step` under `root`. Every rank must call it; the first one writes.
+    """Write a checkpoint of `progress.step` under `root`, weights `left_out` excepted.
+
+    Every rank must call it; the first one writes.
 
     Raises:
         RunError: The disk refuses; the checkpoints that were there are still whole.
     """
-    weights = full_state(task)
+    weights = full_state(task, left_out=left_out)
     moments = optimizer_state(task, optimizer)
-    averaged = average.state() if average else None
+    averaged = average.state(task) if average else None
     if not world.is_first:
         return
     name = checkpoints.name_of(progress.step)
@@ -124,9 +129,9 @@ def save(
         ) from error
 
 
-def full_state(task: nn.Module) -> dict[str, Tensor]:
-    """Return weights and buffers whole, on the CPU. Every rank must call it."""
-    return {name: whole_copy(value) for name, value in task.state_dict().items()}
+def full_state(task: nn.Module, *, left_out: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return weights and buffers whole, on the CPU, `left_out` excepted. Every rank must call it."""
+    return {name: whole_copy(value) for name, value in task.state_dict().items() if name not in left_out}
 
 
 def read(folder: Path) -> Saved:

@@ -110,6 +110,15 @@ def gather_integers(world: World, value: int) -> tuple[int, ...]:
     return tuple(sum_integers(world, own))
 
 
+def gather_objects(world: World, value: Any) -> list[Any]:
+    """Return every rank's `value`, in rank order."""
+    if world.size == 1:
+        return [value]
+    found: list[Any] = [None] * world.size
+    dist.all_gather_object(found, value)
+    return found
+
+
 def broadcast_object(world: World, value: Any) -> Any:
     """Return rank 0's `value` on every rank."""
     if world.size == 1:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from rigfit.planning.plan import BatchLayout
 from rigfit.task import Task
-from rigfit.training.distributed import World, sum_floats
+from rigfit.training.distributed import World, gather_objects, sum_floats
 from rigfit.training.loader import Loader, Stream, to_device
 from rigfit.training.precision import autocast
 from rigfit.workload import Precision, Samples
@@ -18,9 +19,11 @@ from rigfit.workload import Precision, Samples
 def evaluate(
     task: Task, samples: Samples, *, layout: BatchLayout, world: World, precision: Precision, num_workers: int
 ) -> dict[str, float]:
-    """Return every metric of `task` averaged over `samples`. Every rank must call it.
+    """Return every metric of `task` averaged over `samples`, and what it concludes from them. Every rank must call it.
 
-    Nothing is padded: where ranks need equally many forward passes, a filler runs whose sums are dropped.
+    Sums and counts of whole numbers (hits, edit distances) are exact in float64, hence the same on any number of ranks;
+    others differ by the rounding of sums. Nothing is padded: where ranks need equally many forward passes, a filler
+    runs whose sums are dropped.
     """
     loader = Loader(
         Stream(samples=samples, seed=0, is_shuffled=False),
@@ -47,11 +50,17 @@ def evaluate(
                     sums[name] += total.detach()
                     counts[name] += count
     task.train(was_training)
-    names = sorted(sums)
-    totals = sum_floats(world, [float(sums[name]) for name in names] + [float(counts[name]) for name in names])
+    if isinstance(task, FSDPModule):
+        task.reshard()  # without a backward pass after it, a forward pass leaves whole weights behind
+    # A metric of one kind of samples may have been found on some ranks only.
+    names = sorted(set().union(*gather_objects(world, set(sums))))
+    own = [float(sums.get(name, 0.0)) for name in names] + [float(counts.get(name, 0)) for name in names]
+    totals = sum_floats(world, own)
     num_counted = dict(zip(names, totals[len(names) :], strict=True))
-    return {
-        # Of no items there is no mean: nan says so, where a division would end the run.
-        name: total / num_counted[name] if num_counted[name] else math.nan
-        for name, total in zip(names, totals, strict=False)
-    }
+    return task.conclude(
+        {
+            # Of no items there is no mean: nan says so, where a division would end the run.
+            name: total / num_counted[name] if num_counted[name] else math.nan
+            for name, total in zip(names, totals, strict=False)
+        }
+    )

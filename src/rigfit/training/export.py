@@ -1,21 +1,25 @@
-"""The weights that were evaluated as best, as `export/model.safetensors` and `export/config.json`."""
+"""The weights that were evaluated as best: `model.safetensors` and `config.json`, or a format of the task's own."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
-from rigfit.recipes import build_task, load_recipe
+from rigfit.recipes import build_task, load_recipe, open_splits
 from rigfit.runs.run import Run
 from rigfit.task import Task
 from rigfit.training.checkpoint import chosen_checkpoint
+from rigfit.training.weights import restore
 
 
 def export(run: Run, out: Path | None = None) -> Path:
     """Write the best weights (the last where nothing was evaluated) and their config; return the folder.
+
+    Where the task writes a format of its own, `rigfit.json` stands beside it and says what it is of.
 
     Raises:
         RunError: The run has no checkpoint yet.
@@ -25,16 +29,25 @@ def export(run: Run, out: Path | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(run.plan.recipe)
     stage = run.plan.stages[saved.progress.stage]
-    task: Task = build_task(recipe, recipe.read_config(stage.config))
-    temporary = folder / ".model.safetensors.writing"
-    save_file(saved.evaluated(), temporary)
-    os.replace(temporary, folder / "model.safetensors")
+    config = recipe.read_config(stage.config)
+    task: Task = build_task(recipe, config, open_splits(recipe, config, run.data))
+    weights = saved.evaluated()
+    restore(task, weights, source=saved.folder)
     description = {
         "recipe": run.plan.recipe,
-        "model": task.export_config(),
         "config": stage.config,
         "step": saved.progress.step,
         "weights": "average" if (saved.folder / "average.safetensors").exists() else "model",
     }
-    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    if task.write_export(folder):
+        _write_json(folder / "rigfit.json", description)
+        return folder
+    temporary = folder / ".model.safetensors.writing"
+    save_file(weights, temporary)
+    os.replace(temporary, folder / "model.safetensors")
+    _write_json(folder / "config.json", description | {"model": task.export_config()})
     return folder
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

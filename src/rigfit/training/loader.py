@@ -6,8 +6,10 @@ not a mode of the training loop.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from rigfit.errors import RigfitError
 from rigfit.planning.plan import BatchLayout
 from rigfit.task import Batch
 from rigfit.training.order import fingerprint, sample_at, sample_rng
-from rigfit.workload import Samples
+from rigfit.workload import Collating, Measured, Samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,34 +39,33 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """Positions [start, stop) of the stream that one forward pass takes; `is_filler` when it takes none."""
+class Pass:
+    """Positions of the stream that one forward pass takes; a filler loads one of them and counts none."""
 
-    start: int
-    stop: int
+    positions: tuple[int, ...]
     is_filler: bool
 
 
-def deal(start: int, num_samples: int, layout: BatchLayout, rank: int) -> list[Span]:
-    """Return the forward passes of `rank` for `num_samples` positions from `start`.
+def deal(positions: Sequence[int], layout: BatchLayout, rank: int) -> list[Pass]:
+    """Return the forward passes of `rank` for one step of `positions`.
 
-    Every rank gets equally many passes, none larger than its micro-batch; over all ranks the spans that are no
-    fillers tile [start, start + num_samples) exactly once.
+    Every rank gets equally many passes, none larger than its micro-batch; over all ranks, those that are no fillers
+    hold every position exactly once. They are dealt pass by pass, so that what the ranks compute at the same time
+    stands side by side in `positions`: where these are sorted by length, no rank waits for one with longer samples.
     """
-    shares = [layout.share(r, num_samples) for r in range(layout.world_size)]
-    num_passes = max(
-        -(-(stop - first) // size) for (first, stop), size in zip(shares, layout.micro_batch_sizes, strict=True)
-    )
-    first, stop = shares[rank]
-    size = stop - first
-    spans = []
+    parts = (layout.share(other, len(positions)) for other in range(layout.world_size))
+    shares = [stop - start for start, stop in parts]
+    num_passes = max(-(-share // size) for share, size in zip(shares, layout.micro_batch_sizes, strict=True))
+    passes = []
+    begin = 0
     for number in range(num_passes):
-        begin, end = first + size * number // num_passes, first + size * (number + 1) // num_passes
-        if begin == end:
-            spans.append(Span(start=start, stop=start + 1, is_filler=True))
-        else:
-            spans.append(Span(start=start + begin, stop=start + end, is_filler=False))
-    return spans
+        for other, share in enumerate(shares):
+            end = begin + share * (number + 1) // num_passes - share * number // num_passes
+            if other == rank:
+                taken = tuple(positions[begin:end])
+                passes.append(Pass(positions=taken or (positions[0],), is_filler=not taken))
+            begin = end
+    return passes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +76,27 @@ class Stream:
     seed: int
     is_shuffled: bool
 
+    def sample_at(self, position: int) -> tuple[int, int]:
+        """Return (epoch, sample index) at `position`."""
+        return sample_at(position, len(self.samples), self.seed) if self.is_shuffled else (0, position)
+
     def load(self, position: int) -> tuple[Mapping[str, Any], int]:
         """Return the sample at `position`, augmented as (seed, epoch, sample) say, and its fingerprint."""
-        if self.is_shuffled:
-            epoch, index = sample_at(position, len(self.samples), self.seed)
-        else:
-            epoch, index = 0, position
+        epoch, index = self.sample_at(position)
         return self.samples.load(index, sample_rng(self.seed, epoch, index)), fingerprint(position, index)
+
+    def grouped(self, positions: range) -> Sequence[int]:
+        """Return the positions of one step as they are dealt: by length where the samples are measured."""
+        samples = self.samples
+        if not isinstance(samples, Measured):
+            return positions
+        return sorted(positions, key=lambda position: samples.length(self.sample_at(position)[1]))
+
+    def collate(self, loaded: Sequence[tuple[Mapping[str, Any], int]]) -> tuple[Batch, int]:
+        """Return a micro-batch as tensors whose first dimension is the sample, and the sum of its fingerprints."""
+        samples = [dict(sample) for sample, _ in loaded]
+        batch = self.samples.collate(samples) if isinstance(self.samples, Collating) else default_collate(samples)
+        return dict(batch), sum(print_ for _, print_ in loaded)
 
 
 class _Positions(Dataset[tuple[Mapping[str, Any], int] | RigfitError]):
@@ -127,69 +142,65 @@ class Loader:
         pin_memory: bool,
     ) -> None:
         self._steps = [
-            (start, min(step_size, total_samples - start)) for start in range(first_position, total_samples, step_size)
+            range(start, min(start + step_size, total_samples))
+            for start in range(first_position, total_samples, step_size)
         ]
+        self._stream = stream
         self._layout = layout
         self._rank = rank
-        self._batches = DataLoader(
-            _Positions(stream),
-            batch_sampler=_PassSampler(self._steps, layout, rank),
-            collate_fn=_collate_or_tell,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            worker_init_fn=_start_loader_process,
-        )
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
 
     def __len__(self) -> int:
         """Return the number of steps left."""
         return len(self._steps)
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        batches = iter(self._batches)
-        for start, num_samples in self._steps:
-            spans = deal(start, num_samples, self._layout, self._rank)
-            yield [_micro_batch(span, *_require_loaded(next(batches))) for span in spans]
+        dealt = (deal(self._stream.grouped(step), self._layout, self._rank) for step in self._steps)
+        # Loader processes run some passes ahead; each step is dealt once all the same.
+        ours, ahead = itertools.tee(dealt)
+        batches = iter(
+            DataLoader(
+                _Positions(self._stream),
+                batch_sampler=([*taken.positions] for passes in ahead for taken in passes),
+                collate_fn=partial(_collate_or_tell, self._stream),
+                num_workers=self._num_workers,
+                pin_memory=self._pin_memory,
+                worker_init_fn=_start_loader_process,
+            )
+        )
+        for passes in ours:
+            yield [_micro_batch(taken, *_require_loaded(next(batches))) for taken in passes]
 
 
-def _micro_batch(span: Span, batch: Batch, fingerprint_sum: int) -> MicroBatch:
+def _micro_batch(taken: Pass, batch: Batch, fingerprint_sum: int) -> MicroBatch:
     return MicroBatch(
         batch=batch,
-        num_samples=0 if span.is_filler else span.stop - span.start,
-        fingerprint=0 if span.is_filler else fingerprint_sum,
-        first_position=span.start,
-        is_filler=span.is_filler,
+        num_samples=0 if taken.is_filler else len(taken.positions),
+        fingerprint=0 if taken.is_filler else fingerprint_sum,
+        first_position=taken.positions[0],
+        is_filler=taken.is_filler,
     )
 
 
-class _PassSampler:
-    """The positions of every forward pass, as `DataLoader` wants them."""
-
-    def __init__(self, steps: Sequence[tuple[int, int]], layout: BatchLayout, rank: int) -> None:
-        self._steps, self._layout, self._rank = steps, layout, rank
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start, num_samples in self._steps:
-            for span in deal(start, num_samples, self._layout, self._rank):
-                yield list(range(span.start, span.stop))
-
-
 def _collate_or_tell(
-    loaded: Sequence[tuple[Mapping[str, Any], int] | RigfitError],
+    stream: Stream, loaded: Sequence[tuple[Mapping[str, Any], int] | RigfitError]
 ) -> tuple[Batch, int] | RigfitError:
-    good = [sample for sample in loaded if not isinstance(sample, RigfitError)]
-    return collate(good) if len(good) == len(loaded) else next(s for s in loaded if isinstance(s, RigfitError))
+    good = []
+    for sample in loaded:
+        if isinstance(sample, RigfitError):
+            return sample
+        good.append(sample)
+    try:
+        return stream.collate(good)
+    except RigfitError as error:
+        return error
 
 
 def _require_loaded(loaded: tuple[Batch, int] | RigfitError) -> tuple[Batch, int]:
     if isinstance(loaded, RigfitError):
         raise loaded
     return loaded
-
-
-def collate(loaded: Sequence[tuple[Mapping[str, Any], int]]) -> tuple[Batch, int]:
-    """Return a micro-batch as tensors whose first dimension is the sample, and the sum of its fingerprints."""
-    batch = dict(default_collate([dict(sample) for sample, _ in loaded]))
-    return batch, sum(print_ for _, print_ in loaded)
 
 
 def _start_loader_process(_worker: int) -> None:

@@ -53,9 +53,10 @@ class Stage:
     splits: Splits
     task: Task
     model: nn.Module
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: WeightAverage | None
+    left_out: frozenset[str]
     baseline: dict[str, float]
     progress: Progress
     recorder: Recorder
@@ -75,16 +76,18 @@ class Stage:
         splits = open_splits(recipe, config, run.data)
         duration = require_duration(stage, splits, run)
         torch.manual_seed(mix(config.seed, 3) >> 1)  # the same fresh weights on every rank and layout
-        task: Task = build_task(recipe, config)
-        report = before.give_weights(task, config)
+        task: Task = build_task(recipe, config, splits)
+        report, left_out = before.give_weights(task, config)
         if report and log:
             log.log_event(progress.step, report)
         task.train().to(world.device)
         model = wrap(task, stage, world)
-        optimizer = build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2)
+        optimizer = build_optimizer(
+            task, weight_decay=config.weight_decay, beta2=config.beta2, variant=config.optimizer
+        )
         load_optimizer_state(task, optimizer, before.moments())
         scaler = precision.build_scaler(world.device, stage.precision)
-        average = WeightAverage(task, config.ema_decay) if config.ema_decay else None
+        average = WeightAverage(task, config.ema_decay, left_out=left_out) if config.ema_decay else None
         before.give_rest(task, scaler, average)
         recorder = Recorder(
             world=world, log=log, most_pending=config.log_every_steps, is_fp16=stage.precision == "fp16"
@@ -101,6 +104,7 @@ class Stage:
             optimizer=optimizer,
             scaler=scaler,
             average=average,
+            left_out=left_out,
             baseline={},
             progress=progress,
             recorder=recorder,
@@ -291,6 +295,7 @@ class Stage:
             average=self.average,
             scaler=self.scaler,
             progress=self.progress,
+            left_out=self.left_out,
             is_best=is_best,
             keep=self.config.keep_checkpoints,
         )
@@ -313,7 +318,7 @@ class Stage:
         """Return what the next stage starts from: weights and optimizer moments, whole, on the CPU."""
         return Before(
             progress=Progress(stage=self.progress.stage + 1, step=self.progress.step),
-            weights=full_state(self.task),
+            weights=full_state(self.task, left_out=self.left_out),
             optimizer=optimizer_state(self.task, self.optimizer),
             saved=None,
         )

@@ -15,6 +15,7 @@ from rigfit.errors import UsageError
 from rigfit.planning.plan import StagePlan
 from rigfit.planning.variant import Recomputed
 from rigfit.task import Task
+from rigfit.training.blocks import blocks_of
 from rigfit.training.distributed import World
 from rigfit.workload import Strategy
 
@@ -26,7 +27,12 @@ def wrap(task: Task, stage: StagePlan, world: World) -> nn.Module:
 
 
 def prepare_model(task: Task, *, recomputed: Recomputed, is_channels_last: bool) -> None:
-    """Apply what concerns one rank alone: recomputation of blocks, memory format."""
+    """Apply what concerns one rank alone: recomputation of blocks, memory format.
+
+    Raises:
+        UsageError: See `blocks_of`, which is asked here so that a mistake is told however the task will run.
+    """
+    blocks_of(task)
     if recomputed != "none":
         checkpoint_blocks(task, recomputed)
     if is_channels_last:
@@ -50,9 +56,9 @@ def checkpoint_blocks(task: Task, recomputed: Recomputed = "all") -> None:
     """Recompute blocks in backward. Replacing `forward` keeps parameter names, which a wrapper would change.
 
     Raises:
-        UsageError: The task names no blocks, or not as many as the plan counts.
+        UsageError: The task names no blocks, or not as many as the plan counts; see also `blocks_of`.
     """
-    blocks = task.blocks()
+    blocks = blocks_of(task)
     if not blocks:
         raise UsageError(
             "This task names no blocks to checkpoint.",
@@ -71,7 +77,7 @@ def checkpoint_blocks(task: Task, recomputed: Recomputed = "all") -> None:
 
 def _shard(task: Task, world: World) -> nn.Module:
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for block in task.blocks():
+    for block in blocks_of(task):
         fully_shard(block, mesh=mesh)
     fully_shard(task, mesh=mesh)
     register_fsdp_forward_method(task, "evaluate")  # it computes outside of forward, and needs whole weights too

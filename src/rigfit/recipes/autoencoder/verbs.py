@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from rigfit.errors import RunError, UsageError
+from rigfit.errors import UsageError
+from rigfit.folders import writable_folder
 from rigfit.recipes.autoencoder.gallery import Panel, Row, draw_rows, draw_scatter, wrap, write_gif
 from rigfit.recipes.autoencoder.latents import (
     Latents,
@@ -53,7 +53,7 @@ def reconstruct(trained: Trained, *, out: Path, num_samples: int = 12, split: Sp
     lines = [f"{_listed(measured)}, mean over {len(tiles)} tiles ({split})"]
     if baseline is not None:
         lines.append(f"mean image: {_listed(_measure(trained, tiles, baseline.to(trained.device)))}")
-    path = _folder(out) / "reconstruct.png"
+    path = writable_folder(out) / "reconstruct.png"
     draw_rows(
         _reconstruction_rows(trained, tiles, tiles.spread(num_samples)), title=f"Reconstructions: {lines[0]}", path=path
     )
@@ -70,7 +70,7 @@ def latents(trained: Trained, *, out: Path, split: Split = "all") -> str:
     """
     tiles = Tiles(trained, split)
     found = encode_all(trained, tiles)
-    folder = _folder(out)
+    folder = writable_folder(out)
     save_file({"latents": found}, folder / "latents.safetensors")
     with (folder / "latents.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -101,7 +101,7 @@ def similar(trained: Trained, *, out: Path, query: str, num_similar: int = 11) -
     ranked = [(index, likeness) for index, likeness in ranked if index != own][:num_similar]
     panels = [Panel(pixels=to_pixels(picture[0]), caption=f"query: {name}")]
     panels += [_tile_panel(tiles, index, f"{index}: {likeness:.3f}") for index, likeness in ranked]
-    path = _folder(out) / "similar.png"
+    path = writable_folder(out) / "similar.png"
     heading = "query, then the most similar tiles: index and cosine similarity"
     draw_rows(wrap(panels, heading=heading, columns=_COLUMNS), title=f"Tiles similar to {name}", path=path)
     listed = [f"{likeness:.4f}  tile {index}  {tiles[index].path}" for index, likeness in ranked]
@@ -133,7 +133,7 @@ def cluster(trained: Trained, *, out: Path, num_clusters: int = 8, seed: int = 0
     score = "not defined"
     if 2 <= num_groups < len(tiles):
         score = f"{silhouette_score(found, groups, sample_size=min(len(found), 5000), random_state=seed):.3f}"
-    folder = _folder(out)
+    folder = writable_folder(out)
     _write_clusters(folder / "clusters.csv", tiles, groups, distances)
     rows = [_cluster_row(tiles, group, groups, distances) for group in range(num_clusters) if (groups == group).any()]
     summary = f"{num_groups} clusters of {len(tiles)} tiles, silhouette {score} (-1 to 1, higher is clearer)"
@@ -162,7 +162,7 @@ def interpolate(trained: Trained, *, out: Path, first: str, last: str, num_steps
     ends = _encode(trained, start), _encode(trained, end)
     shares = np.linspace(0, 1, num_steps)[:, None]
     frames = paint(trained, (1 - shares) * ends[0] + shares * ends[1])
-    folder = _folder(out)
+    folder = writable_folder(out)
     write_gif(frames + frames[-2:0:-1], path=folder / "interpolate.gif", milliseconds=100)
     panels = [Panel(pixels=to_pixels(start[0]), caption=f"original {start_name}")]
     panels += [Panel(pixels=frame, caption=f"{share:.0%}") for frame, share in zip(frames, shares[:, 0], strict=True)]
@@ -200,7 +200,7 @@ def generate(trained: Trained, *, out: Path, method: Method = "gaussian", num_sa
         rows.append(Row(heading=f"drawn ({method})", panels=tuple(Panel(pixels=picture) for picture in pictures[part])))
         below = [_tile_panel(tiles, index, f"{index}: {likeness:.3f}") for index, likeness in matches[part]]
         rows.append(Row(heading="nearest real tile: index and cosine similarity", panels=tuple(below)))
-    path = _folder(out) / f"generate-{method}.png"
+    path = writable_folder(out) / f"generate-{method}.png"
     draw_rows(rows, title=f"{num_samples} pictures from {method} latents, seed {seed}", path=path)
     likeness = float(np.mean([match[1] for match in matches]))
     return (
@@ -301,18 +301,3 @@ def _encode(trained: Trained, picture: Tensor) -> NDArray[np.float64]:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise UsageError(f"{name} is {value}; this needs at least {least}.", f"Give {name} as {least} or more.")
-
-
-def _folder(out: Path) -> Path:
-    """Return `out`, made where it does not exist.
-
-    Raises:
-        RunError: It cannot be made or written to.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{out} cannot be written: {error.strerror}.", "Give another folder as `out`.") from error
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise RunError(f"{out} cannot be written: permission denied.", "Give another folder as `out`.")
-    return out
