@@ -27,7 +27,7 @@ from rigfit.runs.run import Run
 from rigfit.training import distributed
 from rigfit.training.before import Before
 from rigfit.training.distributed import World
-from rigfit.training.order import mix, sample_at, sample_rng
+from rigfit.training.order import mix, sample_at
 from rigfit.training.signals import StopRequest
 from rigfit.training.stage import Stage
 from rigfit.workload import Samples, Splits
@@ -89,19 +89,21 @@ def time_rigfit(plan: rigfit.Plan, world: World, data: Path, out: Path, name: st
 
 
 class InOrder(torch.utils.data.Dataset[Mapping[str, Any]]):
-    """The samples of a plan's stage as the Trainer takes them: number p is what stands at position p in rigfit."""
+    """The samples of a plan's stage as the Trainer takes them: number p is what stands at position p in rigfit.
+
+    The order is looked up before the clock runs, and no generator is made: no augmentation would draw from it.
+    """
 
     def __init__(self, samples: Samples, *, seed: int, num_samples: int) -> None:
         self._samples = samples
-        self._seed = seed
-        self._num_samples = num_samples
+        self._order = [sample_at(position, len(samples), seed)[1] for position in range(num_samples)]
+        self._rng = np.random.default_rng(0)
 
     def __len__(self) -> int:
-        return self._num_samples
+        return len(self._order)
 
     def __getitem__(self, position: int) -> Mapping[str, Any]:
-        epoch, index = sample_at(position, len(self._samples), self._seed)
-        return self._samples.load(index, sample_rng(self._seed, epoch, index))
+        return self._samples.load(self._order[position], self._rng)
 
 
 class ForTrainer(nn.Module):

@@ -15,6 +15,23 @@ def test_a_permutation_visits_every_sample_once(size: int, key: int) -> None:
     assert sorted(permute(position, size, key) for position in range(size)) == list(range(size))
 
 
+@given(st.integers(1, 5000), st.integers(0, 2**64 - 1), st.data())
+def test_a_permutation_is_eight_feistel_rounds_of_mix(size: int, key: int, data: st.DataObject) -> None:
+    position = data.draw(st.integers(0, size - 1))
+    side = 2 ** max(1, -(-(size - 1).bit_length() // 2))
+
+    def network(value: int) -> int:
+        left, right = divmod(value, side)
+        for number in range(8):
+            left, right = right, left ^ mix(key, number, right) % side
+        return left * side + right
+
+    value = network(position)
+    while value >= size:
+        value = network(value)
+    assert permute(position, size, key) == value
+
+
 @given(st.integers(2, 200), st.integers(0, 1000), st.integers(0, 5))
 def test_every_epoch_holds_each_sample_once(num_samples: int, seed: int, epoch: int) -> None:
     positions = range(epoch * num_samples, (epoch + 1) * num_samples)

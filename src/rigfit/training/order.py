@@ -6,6 +6,8 @@ step p // effective_batch_size. Nothing here knows ranks, workers or micro-batch
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 _MASK = (1 << 64) - 1
@@ -35,14 +37,24 @@ def permute(position: int, size: int, key: int) -> int:
     """
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     half_mask = (1 << half_bits) - 1
+    rounds = _rounds(key)
     value = position
     while True:
         left, right = value >> half_bits, value & half_mask
-        for round_number in range(_FEISTEL_ROUNDS):
-            left, right = right, left ^ (mix(key, round_number, right) & half_mask)
+        for begun in rounds:
+            left, right = right, left ^ (_splitmix(begun ^ right) & half_mask)
         value = (left << half_bits) | right
         if value < size:
             return value
+
+
+@lru_cache(maxsize=16)
+def _rounds(key: int) -> tuple[int, ...]:
+    """Return mix(key, number) of every round, which mix(key, number, right) begins with.
+
+    Kept, because every rank asks for every position of a step that it groups by length.
+    """
+    return tuple(mix(key, number) for number in range(_FEISTEL_ROUNDS))
 
 
 def sample_at(position: int, num_samples: int, seed: int) -> tuple[int, int]:
