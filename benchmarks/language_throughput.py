@@ -14,9 +14,10 @@ trainer_rebalanced   the Trainer with its `batch_rebalance`, which sorts the sam
 
 rigfit_ungrouped over trainer says what the engine does, rigfit over rigfit_ungrouped what grouping does. The Trainer's
 `group_by_length` is not timed: it decides by length which samples form a step, so that no loss could be compared; its
-padding is reported. The Trainer is given the recipe's own forward and collation (of the answer's tokens only for vqa,
-and padded to the longest of the micro-batch), the dataset in rigfit's order, the fused AdamW it takes by itself, and
-no search for unused parameters. Nothing is reported unless the losses of all arms agree to 1e-4 at every step.
+padding is reported. The Trainer is given what makes it fast: the recipe's own forward (for vqa, only answer tokens go
+through the output layer), collation padded to the longest of the micro-batch, the fused AdamW that it takes by itself,
+and no search for unused parameters. Its dataset stands in rigfit's order and is read from front to back. Nothing is
+reported unless the losses of all arms agree to 1e-4 at every step.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import argparse
 import functools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +222,9 @@ def main() -> None:
     if asked.no_write:
         return
     settings = {"effective_batch_size": 2 * asked.micro_batch_size * asked.accumulation_steps, **vars(asked)}
-    path = write_result("language_throughput", {"target": TARGET, "settings": settings, "recipes": found})
+    versions = {name: version(name) for name in ("transformers", "accelerate")}
+    measured = {"target": TARGET, "settings": settings, "versions": versions, "recipes": found}
+    path = write_result("language_throughput", measured)
     print(f"written to {path}")
 
 
