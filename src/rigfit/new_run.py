@@ -29,7 +29,7 @@ from rigfit.recipes import check_weights, load_module, load_recipe, open_splits
 from rigfit.runs.lock import only_writer
 from rigfit.runs.run import Run
 from rigfit.runs.step_bar import step_bar
-from rigfit.training import adamw8bit
+from rigfit.training.bitsandbytes import is_installed, require_installed
 from rigfit.workload import RUN_WIDE_KEYS, Recipe, Workload, WorkloadConfig
 
 # What may still be said when a plan is carried out; everything else was decided when it was made.
@@ -45,6 +45,8 @@ def scratch() -> Iterator[Path]:
 
 def prepare(recipe: Recipe, config: WorkloadConfig, folder: Path) -> bool:
     """Prepare the data once per run into `folder`; return whether there are data to open."""
+    if config.data is None and not recipe.data_module.endswith(".py"):
+        return False  # recipes of the package find no data by themselves; their modules take a second to import
     module = load_module(recipe.data_module)
     prepare_data = getattr(module, "prepare_data", None)
     if prepare_data is None:
@@ -101,7 +103,7 @@ def _prices(
     """
     if rig.kind == "cpu" and config.micro_batch_size is not None:
         return None
-    is_runnable = config.optimizer != "adamw8bit" or adamw8bit.is_installed()
+    is_runnable = config.optimizer != "adamw8bit" or is_installed()
     if rig.kind == "cpu" and rig.is_here and folder is not None and is_runnable:
         precision, _, _ = choose_precision(rig, config.precision)
         if is_told:
@@ -165,7 +167,7 @@ def new_run(
             planned = plan_of(target, rig or parse_rig(None), folder)
         _require_here(planned.rig)
         if any(stage.config.get("optimizer") == "adamw8bit" for stage in planned.stages):
-            adamw8bit.require_installed()
+            require_installed()
         run = Run.create(planned, given=given, out=config.out, name=config.name)
         try:
             shutil.copytree(folder, run.data, dirs_exist_ok=True)

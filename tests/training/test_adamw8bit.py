@@ -16,7 +16,7 @@ from rigfit.errors import UsageError
 from rigfit.overrides import build_workload
 from rigfit.planning.plan import Source
 from rigfit.recipes import load_recipe
-from rigfit.training.adamw8bit import is_installed
+from rigfit.training.bitsandbytes import is_installed
 from rigfit.training.optimizer import build_optimizer, load_optimizer_state, optimizer_state, set_rate
 from rigfit.training.step import update_weights
 from rigfit.workload import Optimizer

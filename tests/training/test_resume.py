@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 import rigfit
-from rigfit.training.adamw8bit import is_installed
+from rigfit.training.bitsandbytes import is_installed
 
 TOY = str(Path(__file__).parents[1] / "toy_task.py")
 

@@ -7,7 +7,6 @@ Each moment is kept as codes of 8 bits with one scale for every 256 of them; ten
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -16,24 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from rigfit.errors import UsageError
+from rigfit.training.bitsandbytes import require_installed
 
 _WHOLE = ("state1", "state2")  # both moments, in 8 or in 32 bits
 _CODED = ("qmap1", "qmap2", "absmax1", "absmax2")  # what the 256 codes mean, and the scale of each block
 _MAP_NAMES = {"qmap1": "dynamic", "qmap2": "udynamic"}
-
-
-def is_installed() -> bool:
-    """Return whether bitsandbytes is there, without importing it."""
-    return importlib.util.find_spec("bitsandbytes") is not None
-
-
-def require_installed() -> None:
-    """Raise UsageError where bitsandbytes is missing."""
-    if not is_installed():
-        raise UsageError(
-            "optimizer=adamw8bit needs bitsandbytes, which is not installed here.",
-            "Install it with `pip install 'rigfit[adamw8bit]'`, or train with optimizer=adamw.",
-        )
 
 
 def build_adamw8bit(groups: list[dict[str, Any]], *, beta2: float) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -45,6 +46,12 @@ def num_bytes(tensor: Tensor) -> int:
     """Return the bytes that `tensor` shows; an expanded dimension counts once."""
     shown = (length for length, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
     return prod(shown) * tensor.element_size()
+
+
+@cache
+def is_look(func: Any) -> bool:
+    """Return whether an operator only looks at memory in another way, or makes some that nobody has written."""
+    return hasattr(func, "_schema") and func._schema.name.split("::")[1] in _VIEWS
 
 
 def cost_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, device: torch.device) -> Cost | None:
