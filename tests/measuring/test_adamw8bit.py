@@ -18,7 +18,7 @@ from rigfit.measuring.trace import Target, Tracer
 from rigfit.planning.memory.moments import in_8_bits
 from rigfit.planning.trace import Kind, Phase, Trace
 from rigfit.recipes import build_task, load_recipe
-from rigfit.training.adamw8bit import is_installed
+from rigfit.training.bitsandbytes import is_installed
 from rigfit.training.optimizer import build_optimizer
 from tests.measuring.coded_task import SHAPES
 
