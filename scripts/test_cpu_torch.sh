@@ -32,4 +32,4 @@ fi
 
 export PYTHONPATH="$PWD/src" OMP_NUM_THREADS=1
 "$venv/bin/python" -c "import torch; assert torch.version.cuda is None; print('torch', torch.__version__, 'without CUDA')"
-exec "$venv/bin/python" -m pytest tests/measuring/test_trace.py tests/measuring/test_rewritten.py "$@"
+exec "$venv/bin/python" -m pytest tests/measuring/test_trace.py tests/measuring/test_memo.py tests/measuring/test_rewritten.py "$@"

@@ -159,9 +159,9 @@ def note_coarse_batch(
     effective, world_size = layout.effective_batch_size, layout.world_size
     largest = _largest_usable(effective, world_size, bounds)
     share = effective // world_size
-    room = _largest_that_fits(share, profile, memory_limit)
-    if 2 * largest > min(share, room):
+    if 2 * largest > share or profile.upper_bytes(max(1, 2 * largest)) > memory_limit:
         return None
+    room = _largest_that_fits(share, profile, memory_limit)
 
     def does_better(other: int) -> bool:
         found = _largest_usable(other, world_size, bounds)
