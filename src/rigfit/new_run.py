@@ -60,7 +60,9 @@ def prepare(recipe: Recipe, config: WorkloadConfig, folder: Path) -> bool:
 
 def tracers_of(workload: Workload, folder: Path | None, stack: contextlib.ExitStack) -> list[Tracer]:
     """Return what reads the steps of each stage on paper; their processes start when asked and end with `stack`."""
-    return [stack.enter_context(Tracer(workload.recipe, config, folder)) for config in workload.stage_configs]
+    return [
+        stack.enter_context(Tracer(workload.recipe, config, folder, tell=_say)) for config in workload.stage_configs
+    ]
 
 
 def plan_of(
@@ -161,6 +163,7 @@ def new_run(
             planned = with_data(planned, [(len(split.train), len(split.validation)) for split in splits], tuple(facts))
         else:
             recipe, config, given = target.recipe, target.config, overrides
+            Run.require_free(recipe.name, out=config.out, name=config.name)
             _require_weights(recipe, target.stage_configs)
             if not prepare(recipe, config, folder):
                 raise _no_data()
@@ -225,7 +228,7 @@ def _moved(planned: Plan, rig: Rig, configs: Sequence[WorkloadConfig], recipe: R
     with contextlib.ExitStack() as stack:
         prices: list[Prices | None] = []
         for config in configs:
-            tracer = stack.enter_context(Tracer(recipe, config, folder))
+            tracer = stack.enter_context(Tracer(recipe, config, folder, tell=_say))
             try:
                 prices.append(_prices(recipe, config, rig, folder, tracer, is_told=True))
             except (TrainingError, UsageError) as error:

@@ -27,3 +27,11 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def format_speed(per_second: float) -> str:
+    """Return a number of samples/s to three figures, never as a power of ten: `0.42`, `35.6`, `1,840`."""
+    if per_second < 100:
+        return f"{per_second:.3g}"
+    unit = 10 ** max(0, len(f"{per_second:.0f}") - 3)
+    return f"{round(per_second / unit) * unit:,}"

@@ -206,3 +206,12 @@ def test_a_device_leads_to_its_card():
     assert card_of(detected("NVIDIA A100-SXM4-80GB MIG 1g.10gb", 9728)) is None
     assert card_of(detected("NVIDIA Something New", 20480)) is None
     assert card_of(detected("T4", 15360, kind="cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("word", "told"), [("a100", ("a100-40gb", "a100-80gb")), ("rtx4090ti", ("rtx-4090",)), ("2 4090", ("rtx-4090",))]
+)
+def test_a_name_that_goes_on_or_stops_short_is_told_the_cards_it_begins(word, told):
+    with pytest.raises(UsageError) as caught:
+        lookup(word)
+    assert all(name in caught.value.remedy for name in told)

@@ -213,9 +213,14 @@ def lookup(word: str) -> CatalogueEntry:
     entry = find(word)
     if entry is not None:
         return entry
-    near = difflib.get_close_matches(normalise(word), _spellings(), n=6, cutoff=0.5)
-    names = list(dict.fromkeys(_spellings()[name].aliases[0] for name in near))[:3]
+    wanted = normalise(word)
+    longer = [name for name in _spellings() if wanted and name.startswith(wanted)]
+    shorter = [name for name in _spellings() if wanted.startswith(name)]
+    near = longer or shorter or difflib.get_close_matches(wanted, _spellings(), n=6, cutoff=0.5)
+    names = list(dict.fromkeys(_spellings()[name].aliases[0] for name in near))[:4]
     if names:
         raise UsageError(f"No GPU named `{word}` is in the catalogue.", f"The nearest names are {', '.join(names)}.")
     every = ", ".join(card.aliases[0] for card in read_catalogue())
-    raise UsageError(f"No GPU named `{word}` is in the catalogue.", f"It has {every}.")
+    raise UsageError(
+        f"No GPU named `{word}` is in the catalogue.", f"It has {every}. docs/cards.md tells more of them."
+    )

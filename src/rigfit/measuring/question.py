@@ -119,7 +119,7 @@ def ask(question: Question, *, time_limit: float = TIME_LIMIT_SECONDS) -> Cost |
     raise TrainingError(
         f"The process that measures a few steps at a micro-batch of {question.micro_batch_size} ended with exit code "
         f"{done.returncode}: {last_line}.",
-        "`rigfit doctor` looks for what is wrong with this machine.",
+        "A smaller micro_batch_size that is pinned is not measured; the line above says what ended it.",
     )
 
 

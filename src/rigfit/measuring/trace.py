@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +36,8 @@ _REWRITE: Method = "rewrite"
 
 _KILLED = -9  # what the kernel does to a process that asks for more memory than the machine has
 _TOO_LITTLE_MEMORY = "the process was killed, most likely because building the model takes more memory than is here"
+
+_SILENCE_SECONDS = 5.0
 
 _PIN = "Where a certain micro-batch is known to work, pin it (micro_batch_size=N) to train without a prediction."
 
@@ -66,6 +69,7 @@ class Tracer:
         folder: The prepared data, or None where the task defines `example_batch`.
         time_limit: Seconds for one trace.
         method: How steps for CUDA are read at first; where a torch refuses the first way, the second one is taken.
+        tell: Is told what is read now, once reading has taken long enough for a person to wonder.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Tracer:
         *,
         time_limit: float = TIME_LIMIT_SECONDS,
         method: Method = _PRETEND,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         self._subject = {
             "recipe": recipe.name,
@@ -85,6 +90,8 @@ class Tracer:
         self._time_limit = time_limit
         self._method = method
         self._why_rewritten = ""
+        self._tell = tell
+        self._began: float | None = None
         self._child: _Child | None = None
         self._traces: dict[tuple[Target, int], Trace] = {}
 
@@ -105,8 +112,17 @@ class Tracer:
         """
         key = (target, micro_batch_size)
         if key not in self._traces:
+            self._say_how_long(target, micro_batch_size)
             self._traces[key] = self._read(target, micro_batch_size)
         return self._traces[key]
+
+    def _say_how_long(self, target: Target, micro_batch_size: int) -> None:
+        now = time.monotonic()
+        self._began = self._began or now
+        if self._tell is not None and now - self._began > _SILENCE_SECONDS:
+            how = {"none": "", "all": ", all blocks recomputed"}.get(str(target.recomputed), ", some blocks recomputed")
+            so_far = format_seconds(now - self._began)
+            self._tell(f"reading on paper for {so_far}: now a micro-batch of {micro_batch_size}{how}")
 
     def read_line(self, target: Target, sizes: tuple[int, int]) -> Trace | None:
         """Return the step as lines through two micro-batches, or None where it differs from one size to the other."""

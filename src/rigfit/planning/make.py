@@ -18,7 +18,7 @@ from rigfit.planning.plan import SCHEMA_VERSION, BatchLayout, Duration, Plan, So
 from rigfit.planning.precision import choose_precision, is_possible
 from rigfit.planning.search import search
 from rigfit.planning.words import rank_word
-from rigfit.units import format_bytes
+from rigfit.units import format_bytes, format_speed
 from rigfit.workload import Precision, Workload, WorkloadConfig
 
 # A rank rarely needs more processes than this to be kept in samples, and each holds a copy of the interpreter.
@@ -100,9 +100,9 @@ def _loading_note(stage: StagePlan, seconds: float | None) -> str:
         return ""
     num_needed = ceil(speed * seconds)
     return (
-        f"One process of this machine loads {1 / seconds:.3g} samples/s (measured here), and the rig would take "
-        f"{speed:.3g}: {num_needed:,} such process{'es' if num_needed > 1 else ''} would keep it busy. Hours do not "
-        "count waiting for data."
+        f"One process of this machine loads {format_speed(1 / seconds)} samples/s (measured here), and the rig would "
+        f"take {format_speed(speed)}: {num_needed:,} such process{'es' if num_needed > 1 else ''} would keep it busy. "
+        "Hours do not count waiting for data."
     )
 
 

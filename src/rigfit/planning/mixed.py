@@ -13,6 +13,7 @@ from rigfit.planning.memory.outside import capacity
 from rigfit.planning.plan import Source
 from rigfit.planning.speed.clock import RigClock
 from rigfit.planning.unequal import RankCost, share_unequally
+from rigfit.units import format_speed
 from rigfit.workload import WorkloadConfig
 
 # Unequal micro-batches are a departure; below this gain they are not worth it.
@@ -56,8 +57,8 @@ def share_over_mixed(config: WorkloadConfig, rig: Rig, prices: Prices | None, eq
             return None
     sizes = " + ".join(str(size) for size in layout.micro_batch_sizes)
     note = (
-        f"The GPUs differ, so each takes its own micro-batch, {sizes} samples: about {speed:.3g} samples/s instead "
-        f"of {before:.3g} with equal ones (estimated)."
+        f"The GPUs differ, so each takes its own micro-batch, {sizes} samples: about {format_speed(speed)} samples/s "
+        f"instead of {format_speed(before)} with equal ones (estimated)."
     )
     return replace(
         equal,

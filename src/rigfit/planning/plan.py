@@ -14,6 +14,7 @@ from rigfit.errors import UsageError
 from rigfit.hardware.rig import Rig
 from rigfit.planning.memory.profile import MemoryProfile
 from rigfit.planning.variant import Recomputed, Variant
+from rigfit.units import format_speed
 from rigfit.workload import Precision, Strategy
 
 SCHEMA_VERSION = 2
@@ -199,7 +200,8 @@ class StagePlan:
     def loading_words(self) -> str:
         """What loading, measured on this machine, makes of the speed."""
         how = "loading limits it" if self.num_workers else "loading and computing take turns, which limits it"
-        return f"{how} to {self.expected_samples_per_second:.3g} samples/s (loading was measured on this machine)"
+        speed = format_speed(self.expected_samples_per_second or 0.0)
+        return f"{how} to {speed} samples/s (loading was measured on this machine)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

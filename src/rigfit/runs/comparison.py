@@ -14,7 +14,7 @@ from rigfit.planning.plan import Plan, StagePlan
 from rigfit.planning.speed.local_rates import record_run
 from rigfit.runs.atomic import write_atomic
 from rigfit.runs.records import Record, read_records
-from rigfit.units import format_bytes
+from rigfit.units import format_bytes, format_speed
 
 COMPARISON = "comparison.json"
 
@@ -63,8 +63,8 @@ class Comparison:
         if self.measured_speed is not None and self.predicted_speed:
             ratio = self.measured_speed / self.predicted_speed - 1
             parts.append(
-                f"{self.measured_speed:.3g} samples/s over all ranks measured, "
-                f"{self.predicted_speed:.3g} predicted ({ratio:+.0%})"
+                f"{format_speed(self.measured_speed)} samples/s over all ranks measured, "
+                f"{format_speed(self.predicted_speed)} predicted ({ratio:+.0%})"
             )
         text = "; ".join(parts) or "nothing was predicted that could be compared"
         return ". ".join([f"after {self.num_steps} steps of stage {self.stage + 1}: {text}", *self.findings])

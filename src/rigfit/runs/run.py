@@ -62,6 +62,15 @@ class Run:
         return Run(folder)
 
     @staticmethod
+    def require_free(recipe: str, *, out: str, name: str | None) -> None:
+        """Raise what `create` would raise for a name that is taken, before anything was measured for it."""
+        if name is not None:
+            _require_name(name)
+            taken = Run(Path(out).expanduser() / recipe_word(recipe) / name)
+            if taken.folder.exists():
+                raise taken._taken()
+
+    @staticmethod
     def open(path: str | Path) -> Run:
         """Return the run in a folder, or the one that a `plan.json` lies in.
 

@@ -9,6 +9,7 @@ import pytest
 
 from rigfit.errors import DataError, UsageError
 from rigfit.recipes.ocr.source import page_of, read_source
+from rigfit.recipes.ocr.table import read_table
 from tests.recipes.ocr.toy_lines import draw_line, prepare, write_lines
 from tests.shared_data import shared_data
 
@@ -55,7 +56,7 @@ def test_columns_go_by_familiar_names_and_carry_what_a_line_belongs_to(tmp_path:
 def test_a_table_without_a_text_column_is_refused_with_the_columns_it_has(tmp_path: Path) -> None:
     images(tmp_path, 1)
     (tmp_path / "t.csv").write_text("image,words\n0.png,abc\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"row 2 names no text .*; it has: image, words"):
+    with pytest.raises(DataError, match=r"line 2 names no text .*; it has: image, words"):
         read_source(tmp_path)
 
 
@@ -135,3 +136,45 @@ def test_real_handwriting_is_split_by_document_and_real_print_by_page(tmp_path: 
     source = read_source(folder / "church_slavonic_print")
     assert len(source.lines) == 210
     assert len({line.groups["page"] for line in source.lines}) < 40
+
+
+def texts_of(tmp_path: Path, name: str, content: str) -> list[str]:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    return [row.text for row in read_table(tmp_path / name)]
+
+
+def test_separators_inside_a_text_do_not_end_it(tmp_path: Path) -> None:
+    words = ["mot\nun", "q\u2028r", "a\x0cb", "x\x85y"]
+    quoted = "".join(f'{n}.png,"{word}"\n' for n, word in enumerate(words))
+    assert texts_of(tmp_path, "t.csv", "image,text\n" + quoted) == words
+    rows = [json.dumps({"image": "0.png", "text": word}, ensure_ascii=False) for word in words]
+    assert texts_of(tmp_path, "t.jsonl", "\n".join(rows)) == words
+    assert texts_of(tmp_path, "t.tsv", "image\ttext\n0.png\tx\x85y\n") == ["x\x85y"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says", "mended"),
+    [
+        ("image,text\nx.png,mot, un reste\n", "has 3 columns, its header 2", 'image,text\nx.png,"mot, un reste"\n'),
+        (
+            'image,text\nx.png,"mot, un reste\ny.png,b\n',
+            "unexpected end of data",
+            'image,text\nx.png,"mot, un reste"\n',
+        ),
+        (
+            "image,image,text\nx.png,y.png,b\n",
+            "two columns named `image`",
+            'image,other,text\nx.png,y.png,"mot, un reste"\n',
+        ),
+    ],
+)
+def test_a_table_that_would_be_misread_is_refused_and_the_remedy_works(tmp_path, content, says, mended) -> None:
+    with pytest.raises(DataError, match=says):
+        texts_of(tmp_path, "t.csv", content)
+    assert texts_of(tmp_path, "t.csv", mended) == ["mot, un reste"]
+
+
+def test_json_values_that_are_no_text_are_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 1 names no text"):
+        texts_of(tmp_path, "t.jsonl", json.dumps({"image": "x.png", "text": {"a": 1}}))
+    assert texts_of(tmp_path, "t.jsonl", json.dumps({"image": "x.png", "text": 1914})) == ["1914"]

@@ -65,7 +65,7 @@ class Memo:
             return ((None,) if is_plain and not kwargs else None), None
         if way == "view":
             return self._view(func, args, kwargs), None
-        parts: list[Any] = [func]
+        parts: list[Any] = [func, torch.get_default_dtype()]
         if not self._describe(args, parts) or (kwargs and not self._describe(kwargs.items(), parts)):
             return None, None
         key = tuple(parts)

@@ -13,7 +13,7 @@ from rigfit.planning.memory.limit import describe_memory_limit
 from rigfit.planning.plan import Duration, Plan, Source, StagePlan
 from rigfit.planning.show.table import told_device
 from rigfit.planning.words import count, describe_layout, rank_word
-from rigfit.units import format_bytes, format_seconds
+from rigfit.units import format_bytes, format_seconds, format_speed
 
 _WIDTH = 100
 _LABEL_WIDTH = 18
@@ -74,7 +74,7 @@ def _duration_lines(stage: StagePlan, noun: str) -> Iterator[Line]:
     if duration is None:
         yield "length", f"{count(stage.config.get('epochs', 0), 'epoch')}; steps are counted once the data are known"
         return
-    yield "length", _length_words(duration, effective, noun)
+    yield "length", _length_words(duration, effective, noun, stage.config.get("max_steps"))
     if duration.num_validation_samples:
         held_out = count(duration.num_validation_samples, f"held-out {noun}")
         yield "evaluation", f"every {count(duration.eval_every_steps, 'step')}, on {held_out}"
@@ -101,7 +101,7 @@ def _time_words(stage: StagePlan) -> str:
     )
 
 
-def _length_words(duration: Duration, effective: int, noun: str) -> str:
+def _length_words(duration: Duration, effective: int, noun: str, max_steps: int | None) -> str:
     """Return `50 epochs x 586 tiles = 29,300 samples = 458 steps of 64 (the last of 52)`."""
     total, num_train = duration.total_samples, duration.num_train_samples
     last = total - (duration.total_steps - 1) * effective
@@ -109,7 +109,9 @@ def _length_words(duration: Duration, effective: int, noun: str) -> str:
     steps = f"{count(duration.total_steps, 'step')} of {effective}{ending}"
     if total % num_train == 0:
         epochs = count(total // num_train, "epoch")
-        return f"{epochs} x {count(num_train, noun)} = {count(total, 'sample')} = {steps}"
+        unreached = max_steps is not None and max_steps > duration.total_steps
+        ends = f": the epochs end the stage before max_steps={max_steps}" if unreached else ""
+        return f"{epochs} x {count(num_train, noun)} = {count(total, 'sample')} = {steps}{ends}"
     passes = f"{total / num_train:.1f} passes over {count(num_train, noun)}"
     return f"{steps} = {count(total, 'sample')} = {passes}: max_steps ends the stage early"
 
@@ -188,9 +190,9 @@ def _speed_words(stage: StagePlan, ranks: str) -> str:
     if speed is None:
         return str(Source.UNMEASURED)
     if stage.predicted_speed_error is None:
-        return f"{speed:.3g} samples/s over {ranks} ({_prediction_source(stage)})"
+        return f"{format_speed(speed)} samples/s over {ranks} ({_prediction_source(stage)})"
     return (
-        f"{speed:.3g} samples/s over {ranks} (estimated, in 9 of 10 cases within "
+        f"{format_speed(speed)} samples/s over {ranks} (estimated, in 9 of 10 cases within "
         f"{stage.predicted_speed_error:.0%}; {stage.predicted_speed_source})"
     )
 
@@ -202,7 +204,7 @@ def _loading_words(stage: StagePlan, rig: Rig) -> str:
     )
     source = chosen if stage.config.get("num_workers") is None else str(Source.GIVEN)
     speed = stage.loading_samples_per_second
-    measured = f"; {speed:.3g} samples/s over all ranks (measured on this machine)" if speed else ""
+    measured = f"; {format_speed(speed)} samples/s over all ranks (measured on this machine)" if speed else ""
     if stage.num_workers == 0:
         return f"in the training process of each {word} ({source}){measured}"
     number = stage.num_workers

@@ -14,7 +14,7 @@ from rigfit.planning.plan import Plan, StagePlan
 from rigfit.planning.show.table import Cell, Refused, Table, device_bytes, fullest_stage, limit_bytes
 from rigfit.planning.variant import Variant
 from rigfit.planning.words import rank_word
-from rigfit.units import GIB, format_bytes
+from rigfit.units import GIB, format_bytes, format_speed
 
 _WIDTH = 100
 _NARROWEST_BAR, _WIDEST_BAR = 8, 24
@@ -146,7 +146,7 @@ def _figures(plan: Plan, stage: StagePlan, *, has_speed: bool) -> tuple[str, ...
     speed, hours = stage.expected_samples_per_second, reckon_hours(plan.with_stages((stage,)))
     return (
         f"{memory:<13} of {limit}",
-        "unmeasured" if speed is None else f"{speed:.3g}",
+        "unmeasured" if speed is None else format_speed(speed),
         "-" if hours is None else format_hours(hours.hours),
     )
 

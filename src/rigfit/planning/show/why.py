@@ -14,7 +14,7 @@ from rigfit.planning.show.timeline import draw_timeline
 from rigfit.planning.trace import Phase
 from rigfit.planning.variant import Variant
 from rigfit.planning.words import rank_word
-from rigfit.units import format_bytes
+from rigfit.units import format_bytes, format_speed
 
 _WIDTH = 100
 _MOST_MODULES = 12
@@ -171,7 +171,7 @@ def _memory(item: Candidate) -> str:
 
 def _verdict(item: Candidate, stage: StagePlan) -> str:
     speed = item.predicted_samples_per_second
-    fast = "" if speed is None else f", {speed:.3g} samples/s"
+    fast = "" if speed is None else f", {format_speed(speed)} samples/s"
     chosen = Variant(strategy=stage.strategy, recomputed=stage.recomputed_blocks)
     if item.variant == chosen and item.micro_batch_size == stage.layout.largest_micro_batch:
         return f"chosen{fast}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -45,12 +46,12 @@ def read_table(path: Path) -> list[TableRow]:
 
 
 def _json_rows(path: Path, text: str) -> Iterator[TableRow]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would also cut at separators inside a text
         if not line.strip():
             continue
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: no JSON: {error}.", "Write one JSON object a line.") from None
         if not isinstance(values, dict):
             raise DataError(f"{path}, line {number}: no JSON object.", "Write one JSON object a line.")
@@ -58,17 +59,43 @@ def _json_rows(path: Path, text: str) -> Iterator[TableRow]:
 
 
 def _separated_rows(path: Path, text: str) -> Iterator[TableRow]:
-    # Tab-separated text is written without quoting, so that a quotation mark in a line is just one.
-    is_tsv = path.suffix.lower() == ".tsv"
-    lines = text.splitlines()
-    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(lines)
-    rows = [row for row in reader if row]
-    header = [name.strip().lower() for name in rows[0]] if rows else []
+    rows = list(_cells(path, text))
+    header = [name.strip().lower() for name in rows[0][1]] if rows else []
     is_headless = len(header) == 2 and not set(header) & {*_IMAGE, *_TEXT}
-    if is_headless and Path(rows[0][0]).suffix.lower() in SUFFIXES:
-        header, rows = ["image", "text"], [[], *rows]
-    for number, row in enumerate(rows[1:], 2):
+    if is_headless and Path(rows[0][1][0]).suffix.lower() in SUFFIXES:
+        header, rows = ["image", "text"], [(0, []), *rows]
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise DataError(f"{path} has two columns named `{twice}`.", "Give each column a name of its own.")
+    for number, row in rows[1:]:
+        if len(row) > len(header):
+            cause = f"{path}, line {number} has {len(row)} columns, its header {len(header)}: {', '.join(header)}."
+            is_tsv = path.suffix.lower() == ".tsv"
+            raise DataError(
+                cause,
+                "Take the tabs out of the text."
+                if is_tsv
+                else "Put a text that contains commas into quotation marks, or save the table as .tsv.",
+            )
         yield _row(path, number, dict(zip(header, row, strict=False)))
+
+
+def _cells(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number of its last line, cells) of every row that holds anything."""
+    if path.suffix.lower() == ".tsv":
+        # Written without quoting, so that a quotation mark in a line is just one.
+        yield from ((number, line.split("\t")) for number, line in enumerate(text.split("\n"), 1) if line)
+        return
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {reader.line_num}: {error}.",
+            "Close every quotation mark; write one that belongs to a text twice, or save the table as .tsv.",
+        ) from None
 
 
 def _row(path: Path, number: int, values: Mapping[str, Any]) -> TableRow:
@@ -77,7 +104,7 @@ def _row(path: Path, number: int, values: Mapping[str, Any]) -> TableRow:
     if image is None or text is None:
         missing = f"image ({', '.join(_IMAGE)})" if image is None else f"text ({', '.join(_TEXT)})"
         raise DataError(
-            f"{path}, row {number} names no {missing}; it has: {', '.join(map(str, values)) or 'nothing'}.",
+            f"{path}, line {number} names no {missing}; it has: {', '.join(map(str, values)) or 'nothing'}.",
             "Give the table a header with the columns `image` and `text`.",
         )
     groups = {kind: found for kind, names in _GROUPS.items() if (found := _first(values, names))}
@@ -85,5 +112,6 @@ def _row(path: Path, number: int, values: Mapping[str, Any]) -> TableRow:
 
 
 def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    """Return the first of the named values that is there; JSON's null is as good as absent."""
-    return next((str(values[name]) for name in names if values.get(name) is not None), None)
+    """Return the first of the named values that is there; JSON's null, a list and an object are as good as absent."""
+    found = next((values[name] for name in names if values.get(name) is not None), None)
+    return str(found) if isinstance(found, str | int | float) and not isinstance(found, bool) else None

@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import pytest
+
+from rigfit.units import format_speed
+
+
+@pytest.mark.parametrize(
+    ("per_second", "shown"),
+    [(0.4249, "0.425"), (1.0, "1"), (35.61, "35.6"), (139.4, "139"), (1843.2, "1,840"), (69_999.0, "70,000")],
+)
+def test_speeds_have_three_figures_and_no_powers_of_ten(per_second, shown):
+    assert format_speed(per_second) == shown
