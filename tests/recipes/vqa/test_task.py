@@ -12,6 +12,7 @@ from torch import Tensor
 
 import rigfit
 from rigfit.errors import TrainingError, UsageError
+from rigfit.recipes.vqa.data import open_data
 from rigfit.recipes.vqa.task import VqaTask, build, check_weights
 from rigfit.recipes.vqa.trie import Trie
 from tests.recipes.vqa.tiny import SIZES, batch_of, prepared, tiny_config, tiny_task, write_questions
@@ -108,6 +109,48 @@ def test_the_baseline_answers_each_type_with_its_most_common_answer(made: Any) -
     total, count = baseline.evaluate(batch)["exact_match/yes_no"]
     assert float(total) == sum(text == "no" for text in batch["answer"])
     assert count == len(splits.train) // 3
+
+
+def test_a_stage_may_train_on_some_types_and_is_still_measured_on_all(made: Any) -> None:
+    config, splits = made
+    part = open_data(config.model_copy(update={"train_types": ("colour",)}), Path(splits.train.prepared))
+    assert {row.type for row in part.train.rows} == {"colour"}
+    assert len(part.train) == len(splits.train) // 3
+    assert part.validation.rows == splits.validation.rows
+    assert part.train.types == splits.train.types
+    ours, whole = (tiny_task(config).build_baseline(found.train) for found in (part, splits))
+    assert ours is not None
+    assert whole is not None
+    assert ours.answers == whole.answers
+
+
+def test_a_type_that_no_training_question_has_is_refused_with_those_there_are(made: Any) -> None:
+    config, splits = made
+    with pytest.raises(UsageError, match="train_types names shape") as caught:
+        open_data(config.model_copy(update={"train_types": ("shape",)}), Path(splits.train.prepared))
+    offered = tuple(str(caught.value.remedy).removeprefix("Name some of: ").rstrip(".").split(", "))
+    assert offered == ("colour", "count", "yes_no")
+    assert len(open_data(config.model_copy(update={"train_types": offered}), Path(splits.train.prepared)).train) == len(
+        splits.train
+    )
+
+
+def test_stages_of_different_types_are_one_run(tmp_path: Path) -> None:
+    data = write_questions(tmp_path / "questions")
+    run = rigfit.train(
+        "vqa",
+        rig="cpu:1",
+        quiet=True,
+        out=str(tmp_path / "runs"),
+        **SIZES,
+        data=str(data),
+        validation_fraction=0.3,
+        effective_batch_size=8,
+        micro_batch_size=8,
+        num_workers=0,
+        stages=[{"train_types": ["colour"], "epochs": 2}, {"epochs": 1}],
+    )
+    assert [stage.duration.num_train_samples for stage in run.plan.stages if stage.duration] == [8, 24]
 
 
 def test_constrained_types_can_only_be_answered_by_allowed_answers(made: Any) -> None:

@@ -44,6 +44,11 @@ class VqaConfig(WorkloadConfig):
         None, description="question type -> regular expression, first match decides; a built-in list when absent"
     )
 
+    train_types: tuple[str, ...] = Field(
+        (),
+        description="question types to train on, of those the data have; empty = all; may differ from stage to stage",
+    )
+
     letterbox: int | None = Field(
         None, ge=28, description="side of the square a picture is laid into, pixels; 784, or 84 for a small model"
     )

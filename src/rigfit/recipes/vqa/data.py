@@ -138,6 +138,7 @@ def open_data(config: VqaConfig, folder: Path) -> Splits:
     Raises:
         RunError: `folder` holds no questions, or damaged ones.
         DataError: The pictures are gone.
+        UsageError: `train_types` names a type that no training question has.
     """
     meta = read_meta(folder)
     root = folder / SAMPLE_NAME if meta["root"] is None else Path(meta["root"])
@@ -149,21 +150,36 @@ def open_data(config: VqaConfig, folder: Path) -> Splits:
             "Put the folder back, or name where it is now: image_root=FOLDER.",
         )
     rows = read_rows(folder)
+    chosen = _train_types(config, rows)
+    common = _common_answers(rows)
     train, validation = (
         VqaSamples(
             root=str(root),
             prepared=str(folder),
             tokenizer=str(meta["tokenizer"] or folder / "tokenizer"),
-            rows=[row for row in rows if row.is_held_out == is_held_out],
+            rows=[row for row in rows if row.is_held_out == is_held_out and (is_held_out or row.type in chosen)],
             types=meta["types"],
             image_size=config.image_size,
             system_prompt=config.system_prompt,
             num_image_tokens=config.num_image_tokens,
             augment="none" if is_held_out else config.augment,
+            common_answers=common,
         )
         for is_held_out in (False, True)
     )
     return Splits(train=train, validation=validation, facts=tuple(meta["facts"]))
+
+
+def _train_types(config: VqaConfig, rows: Sequence[Row]) -> frozenset[str]:
+    """Return the types whose questions are trained on."""
+    known = {row.type for row in rows if not row.is_held_out}
+    unknown = [name for name in config.train_types if name not in known]
+    if unknown:
+        raise UsageError(
+            f"train_types names {', '.join(unknown)}, and no training question is of that type.",
+            f"Name some of: {', '.join(sorted(known))}.",
+        )
+    return frozenset(config.train_types or known)
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -265,6 +281,15 @@ def _allowed(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {
         name: sorted(counts.most_common(1)[0][0] for counts in answers.values()) for name, answers in spelled.items()
     }
+
+
+def _common_answers(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the most common training answer of each type, whether this stage trains on the type or not."""
+    counts: dict[str, Counter[str]] = {}
+    for row in rows:
+        if not row.is_held_out:
+            counts.setdefault(row.type, Counter())[normalise(row.answer)] += 1
+    return {name: found.most_common(1)[0][0] for name, found in counts.items()}
 
 
 def describe(rows: Sequence[Row]) -> list[str]:

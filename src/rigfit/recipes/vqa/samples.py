@@ -55,6 +55,7 @@ class VqaSamples:
         system_prompt: As in the config.
         num_image_tokens: Tokens of a picture.
         augment: As in the config; all randomness is from the generator that `load` is given.
+        common_answers: Question type -> its most common training answer, over all questions of the run.
     """
 
     def __init__(
@@ -69,8 +70,10 @@ class VqaSamples:
         system_prompt: str,
         num_image_tokens: int,
         augment: Literal["none", "shift", "shift_flip"],
+        common_answers: Mapping[str, str],
     ) -> None:
         self.rows = list(rows)
+        self.common_answers = dict(common_answers)
         self.prepared = prepared
         self.types = list(types)
         self.image_size = image_size

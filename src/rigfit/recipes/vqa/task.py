@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from rigfit.errors import TrainingError
-from rigfit.recipes.vqa.answers import is_match, normalise
+from rigfit.recipes.vqa.answers import is_match
 from rigfit.recipes.vqa.config import VqaConfig
 from rigfit.recipes.vqa.exported import write_export
 from rigfit.recipes.vqa.generate import generate
@@ -195,10 +194,7 @@ class MajorityBaseline(Task):
 
     def __init__(self, train: VqaSamples, task: VqaTask) -> None:
         super().__init__()
-        counts: dict[str, Counter[str]] = {}
-        for row in train.rows:
-            counts.setdefault(row.type, Counter())[normalise(row.answer)] += 1
-        self.answers = {name: found.most_common(1)[0][0] for name, found in counts.items()}
+        self.answers = train.common_answers
         self.types = train.types
         self._is_right = task.is_right
 
