@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +106,14 @@ def test_a_few_questions_are_learned_by_heart_and_too_few_steps_do_not_pass(tmp_
 def test_a_letterbox_that_does_not_fit_is_told_by_verbs_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="use 756"):
         verbs.preview("sample", letterbox_size=768)
+
+
+def test_questions_are_counted_and_previewed_without_torch(tmp_path: Path) -> None:
+    """In a fresh process, since torch is here already: it takes seconds that these verbs have no use for."""
+    write_questions(tmp_path / "questions")
+    code = (
+        "import sys; from rigfit.recipes.vqa import verbs; verbs.statistics(sys.argv[1]); verbs.preview(sys.argv[1]); "
+        "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "questions")]
+    assert subprocess.run(words, check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -6,23 +6,18 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from rigfit.errors import DataError, TrainingError, UsageError
-from rigfit.images.decode import read_image
-from rigfit.images.letterbox import letterbox
 from rigfit.recipes.vqa.config import SAMPLE_NAME, VqaConfig
 from rigfit.recipes.vqa.data import describe, open_data, prepare_data
-from rigfit.recipes.vqa.exported import write_merged
-from rigfit.recipes.vqa.overfit import overfit
 from rigfit.recipes.vqa.preview import Piece, pieces, to_html, to_terminal
 from rigfit.recipes.vqa.samples import VqaSamples
-from rigfit.recipes.vqa.task import VqaTask, build
-from rigfit.task import Trained
 from rigfit.workload import Splits
+
+if TYPE_CHECKING:  # torch takes seconds, which verbs without a model need not wait for
+    from rigfit.recipes.vqa.task import VqaTask
+    from rigfit.task import Trained
 
 _PASSED = 0.95
 """Share of the overfitted questions answered exactly from which `sanity` passes: less is a fault, not a limit."""
@@ -38,6 +33,12 @@ def answer(trained: Trained, image: str, question: str, *, out: Path, question_t
         out: Not written to.
         question_type: For a run with constrained types; from the run's rules when absent.
     """
+    import numpy as np
+    import torch
+
+    from rigfit.images.decode import read_image
+    from rigfit.images.letterbox import letterbox
+
     task = task_of(trained)
     task.require_ready(is_trained=True)
     samples = samples_of(trained.splits)
@@ -63,6 +64,8 @@ def merge(trained: Trained, *, out: Path) -> str:
         trained: The run.
         out: Folder for the model.
     """
+    from rigfit.recipes.vqa.exported import write_merged
+
     task = task_of(trained)
     task.require_ready(is_trained=True)
     write_merged(task.model, out, image_size=task.config.image_size, prepared=samples_of(trained.splits).prepared)
@@ -139,6 +142,11 @@ def sanity(
         num_steps: Optimizer steps over all of them.
         lr: Learning rate.
     """
+    import torch
+
+    from rigfit.recipes.vqa.overfit import overfit
+    from rigfit.recipes.vqa.task import build
+
     more: dict[str, Any] = {} if weights is None else {"weights": weights, "architecture": None}
     config = _config(data, image_root=image_root, letterbox=letterbox_size, **more)
     with tempfile.TemporaryDirectory() as folder:
@@ -165,6 +173,8 @@ VERBS: tuple[Callable[..., str], ...] = (answer, merge, preview, statistics, san
 
 def task_of(trained: Trained) -> VqaTask:
     """Return the run's task as what it is."""
+    from rigfit.recipes.vqa.task import VqaTask
+
     assert isinstance(trained.task, VqaTask)
     return trained.task
 
