@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,18 @@ def test_statistics_say_how_far_the_most_common_answer_gets(tmp_path: Path) -> N
     assert "type yes_no:" in said
     assert "always 'no' is right for" in said
     assert "type count: 10 questions, 1 answers; always '1' is right for 100.0%" in said
+
+
+def test_rules_are_said_to_fail_only_where_they_are_used(tmp_path: Path) -> None:
+    path = write_questions(tmp_path / "questions")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    listed = [row | {"question": "Is it one or two?", "answer": "one; two"} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *listed]))
+    assert "the rule matches" in verbs.statistics(str(path))
+    path.write_text("".join(json.dumps(row | {"type": "mine"}) + "\n" for row in [*rows, *listed]))
+    said = verbs.statistics(str(path))
+    assert "the rule matches" not in said
+    assert "type mine:" in said
 
 
 def test_a_few_questions_are_learned_by_heart_and_too_few_steps_do_not_pass(tmp_path: Path) -> None:
