@@ -13,6 +13,7 @@ import torch
 
 from rigfit.errors import TrainingError, UsageError
 from rigfit.recipes.vqa import verbs
+from rigfit.recipes.vqa.model import build_model, load_base
 from rigfit.task import Trained
 from tests.recipes.vqa.test_task import learned
 from tests.recipes.vqa.tiny import prepared, tiny_task, write_questions
@@ -52,8 +53,9 @@ def test_untrained_adapters_answer_nothing(tmp_path: Path) -> None:
         verbs.answer(trained, image, "Is it red?", out=tmp_path)
 
 
-def test_merged_weights_answer_as_the_adapters_did(tmp_path: Path) -> None:
+def test_merged_weights_answer_as_the_adapters_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import Qwen2VLForConditionalGeneration
+    from transformers.utils.logging import is_progress_bar_enabled
 
     config, splits = prepared(tmp_path, lora_r=2, lora_dropout=0.0)
     task: Any = tiny_task(config).eval()
@@ -69,7 +71,11 @@ def test_merged_weights_answer_as_the_adapters_did(tmp_path: Path) -> None:
             .last_hidden_state
         )
     trained = Trained(config=config, task=task, splits=splits, folder=tmp_path, device=torch.device("cpu"))
+    were_on = is_progress_bar_enabled()
     assert "adapters added in" in verbs.merge(trained, out=tmp_path / "merged")
+    assert "loaded" in load_base(build_model(config), str(tmp_path / "merged"))
+    assert "%|" not in capsys.readouterr().err  # no bars of transformers, neither of saving nor of loading
+    assert is_progress_bar_enabled() == were_on
     merged = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         after = merged.model.language_model(input_ids=ids, position_ids=positions.transpose(0, 1)).last_hidden_state
