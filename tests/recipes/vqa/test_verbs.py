@@ -13,6 +13,7 @@ import torch
 
 from rigfit.errors import TrainingError, UsageError
 from rigfit.recipes.vqa import verbs
+from rigfit.recipes.vqa.exported import write_export
 from rigfit.recipes.vqa.model import build_model, load_base
 from rigfit.task import Trained
 from tests.recipes.vqa.test_task import learned
@@ -86,7 +87,7 @@ def test_merged_weights_answer_as_the_adapters_did(tmp_path: Path, capsys: pytes
 def test_the_preview_brackets_the_answer_and_its_end_alone(tmp_path: Path) -> None:
     write_questions(tmp_path / "questions")
     page = tmp_path / "page.html"
-    said = verbs.preview(str(tmp_path / "questions"), num_samples=2, page=str(page), letterbox_size=56)
+    said = verbs.preview(str(tmp_path / "questions"), num_samples=2, page=str(page), letterbox=56)
     assert said.count("[<|im_end|>]") == 2
     assert "<|image_pad|> x 4" in said
     assert "\x1b" not in said  # no colour where nobody sees it
@@ -99,6 +100,32 @@ def test_statistics_say_how_far_the_most_common_answer_gets(tmp_path: Path) -> N
     assert "type yes_no:" in said
     assert "always 'no' is right for" in said
     assert "type count: 10 questions, 1 answers; always '1' is right for 100.0%" in said
+
+
+def test_what_was_not_said_is_told_and_its_options_are_taken(tmp_path: Path) -> None:
+    data = write_questions(tmp_path / "questions")
+    said = verbs.statistics(str(data))
+    assert "squares of 84 pixels (--letterbox 784" in said
+    assert "a tokenizer trained on these texts (--tokenizer FOLDER" in said
+    prepared(tmp_path)
+    for verb in (verbs.statistics, verbs.preview):
+        told = verb(str(data), letterbox=784, tokenizer=str(tmp_path / "data" / "tokenizer"))
+        assert "784 tokens of 28 x 28" in told
+        assert "nothing else was said" not in told
+
+
+def test_a_tokenizer_beside_its_model_is_numbered_as_that_model_is(tmp_path: Path) -> None:
+    """Qwen2-VL's own numbers are not those of the small architecture."""
+    data, folder = write_questions(tmp_path / "questions"), tmp_path / "model"
+    config, splits = prepared(tmp_path)
+    write_export(tiny_task(config).model, folder, image_size=56, prepared=verbs.samples_of(splits).prepared)
+    tokens = {"image_token_id": 9, "vision_start_token_id": 3}
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | tokens))
+    with pytest.raises(UsageError, match="the model takes it for 9"):
+        verbs.preview(str(data), tokenizer=str(folder))
+    (folder / "config.json").write_text(json.dumps(described))
+    assert "784 pixels" in verbs.preview(str(data), tokenizer=str(folder))
 
 
 def test_rules_are_said_to_fail_only_where_they_are_used(tmp_path: Path) -> None:
@@ -116,15 +143,15 @@ def test_rules_are_said_to_fail_only_where_they_are_used(tmp_path: Path) -> None
 def test_a_few_questions_are_learned_by_heart_and_too_few_steps_do_not_pass(tmp_path: Path) -> None:
     write_questions(tmp_path / "questions")
     assert "sanity passed" in verbs.sanity(
-        str(tmp_path / "questions"), num_samples=6, num_steps=50, lr=3e-3, letterbox_size=56
+        str(tmp_path / "questions"), num_samples=6, num_steps=50, lr=3e-3, letterbox=56
     )
     with pytest.raises(TrainingError, match=r"Sanity failed: 6 questions, 1 steps(.|\n)*--num-steps 2"):
-        verbs.sanity(str(tmp_path / "questions"), num_samples=6, num_steps=1, letterbox_size=56)
+        verbs.sanity(str(tmp_path / "questions"), num_samples=6, num_steps=1, letterbox=56)
 
 
 def test_a_letterbox_that_does_not_fit_is_told_by_verbs_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="use 756"):
-        verbs.preview("sample", letterbox_size=768)
+        verbs.preview("sample", letterbox=768)
 
 
 def test_questions_are_counted_and_previewed_without_torch(tmp_path: Path) -> None:

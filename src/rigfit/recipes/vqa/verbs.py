@@ -79,7 +79,7 @@ def preview(
     page: str | None = None,
     image_root: str | None = None,
     tokenizer: str | None = None,
-    letterbox_size: int | None = None,
+    letterbox: int | None = None,
 ) -> str:
     """Show the tokens of some questions, and which of them the loss counts.
 
@@ -89,9 +89,9 @@ def preview(
         page: HTML file to write the same into.
         image_root: Folder that image names start from.
         tokenizer: Folder with tokenizer.json; one is trained on the data's texts when absent.
-        letterbox_size: Side of the square, pixels.
+        letterbox: Side of the square, pixels.
     """
-    config = _config(data, image_root=image_root, tokenizer=tokenizer, letterbox=letterbox_size)
+    config = _config(data, image_root=image_root, tokenizer=tokenizer, letterbox=letterbox)
     with tempfile.TemporaryDirectory() as folder:
         splits = _open(config, Path(folder))
         samples = samples_of(splits)
@@ -102,23 +102,37 @@ def preview(
     counted = "the loss counts what stands in [brackets]"
     coloured = sys.stdout.isatty()
     text = "\n\n".join(to_terminal(one, is_coloured=coloured) for one in shown)
-    return "\n".join([*splits.facts, "", text, "", counted, *([f"{page}: the same in colour"] if page else [])])
+    return "\n".join(
+        [*splits.facts, *_assumed(config), "", text, "", counted, *([f"{page}: the same in colour"] if page else [])]
+    )
 
 
-def statistics(data: str, *, image_root: str | None = None, validation_data: str | None = None) -> str:
+def statistics(
+    data: str,
+    *,
+    image_root: str | None = None,
+    validation_data: str | None = None,
+    tokenizer: str | None = None,
+    letterbox: int | None = None,
+) -> str:
     """Count questions and answers by type, and say how far the most common answer of each type gets.
 
     Args:
         data: JSONL, folder, or sample.
         image_root: Folder that image names start from.
         validation_data: JSONL of held-out questions.
+        tokenizer: Folder with tokenizer.json; one is trained on the data's texts when absent.
+        letterbox: Side of the square, pixels.
     """
-    config = _config(data, image_root=image_root, validation_data=validation_data)
+    config = _config(
+        data, image_root=image_root, validation_data=validation_data, tokenizer=tokenizer, letterbox=letterbox
+    )
     with tempfile.TemporaryDirectory() as folder:
         splits = _open(config, Path(folder))
     rows = [*samples_of(splits).rows, *getattr(splits.validation, "rows", [])]
     kinds = set(describe(rows))
-    return "\n".join([*(fact for fact in splits.facts if fact not in kinds), *describe(rows)])
+    facts = [fact for fact in splits.facts if fact not in kinds]
+    return "\n".join([*facts, *_assumed(config), *describe(rows)])
 
 
 def sanity(
@@ -126,7 +140,7 @@ def sanity(
     *,
     image_root: str | None = None,
     weights: str | None = None,
-    letterbox_size: int | None = None,
+    letterbox: int | None = None,
     num_samples: int = 64,
     num_steps: int = 200,
     lr: float = 1e-3,
@@ -137,7 +151,7 @@ def sanity(
         data: JSONL, folder, or sample.
         image_root: Folder that image names start from.
         weights: Folder or cached name to put adapters on; a small fresh model when absent.
-        letterbox_size: Side of the square, pixels.
+        letterbox: Side of the square, pixels.
         num_samples: Questions learned.
         num_steps: Optimizer steps over all of them.
         lr: Learning rate.
@@ -148,7 +162,7 @@ def sanity(
     from rigfit.recipes.vqa.task import build
 
     more: dict[str, Any] = {} if weights is None else {"weights": weights, "architecture": None}
-    config = _config(data, image_root=image_root, letterbox=letterbox_size, **more)
+    config = _config(data, image_root=image_root, letterbox=letterbox, **more)
     with tempfile.TemporaryDirectory() as folder:
         splits = _open(config, Path(folder))
         torch.manual_seed(config.seed)
@@ -188,12 +202,28 @@ def samples_of(splits: Splits) -> VqaSamples:
 def _config(data: str, **options: Any) -> VqaConfig:
     """Return the config of a verb without a run: a small fresh model where none is named."""
     given = {name: value for name, value in options.items() if value is not None}
-    own = {"architecture": "small"} if data != SAMPLE_NAME and "weights" not in given else {}
+    own = {"architecture": _architecture_of(given)} if data != SAMPLE_NAME and "weights" not in given else {}
     try:
         return VqaConfig(data=data, **({"weights": "fresh"} if own else {}) | own | given)
     except ValueError as error:
         first = str(error.errors()[0]["msg"]) if hasattr(error, "errors") else str(error)
         raise UsageError(f"{first.removeprefix('Value error, ')}.", "Give another value.") from error
+
+
+def _architecture_of(given: dict[str, Any]) -> str:
+    """Return the architecture beside the tokenizer that is named, whose special tokens it numbers; else the small."""
+    folder = Path(given.get("tokenizer", "")).expanduser()
+    return str(folder) if "tokenizer" in given and (folder / "config.json").is_file() else "small"
+
+
+def _assumed(config: VqaConfig) -> list[str]:
+    """Return a line about what was not said, and decides how many tokens are counted here."""
+    taken = []
+    if config.letterbox is None:
+        taken.append(f"squares of {config.image_size} pixels (--letterbox 784: those of the published weights)")
+    if config.tokenizer is None:
+        taken.append("a tokenizer trained on these texts (--tokenizer FOLDER: another one)")
+    return [f"taken here, for nothing else was said: {' and '.join(taken)}"] if taken else []
 
 
 def _open(config: VqaConfig, folder: Path) -> Splits:
