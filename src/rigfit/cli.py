@@ -135,8 +135,13 @@ def _ensure_command(word: str) -> None:
 def _call_verb(recipe_name: str) -> VerbCaller:
     def call(verb: str, run: str, /, **options: Any) -> str | None:
         from rigfit import api
+        from rigfit.runs.run import Run
 
-        return api.verb(recipe_name, verb, run, **options)
+        opened = Run.open(run)
+        told = api.verb(recipe_name, verb, opened, **options)
+        if opened.unfinished:  # told after a verb that worked: one that failed has an error to tell
+            typer.echo(f"{opened.unfinished}; taken: checkpoint {options['checkpoint']}", err=True)
+        return told
 
     return call
 

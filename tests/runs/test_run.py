@@ -258,3 +258,11 @@ def test_no_run_module_brings_in_torch() -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert answer.stdout.strip() == "False"
+
+
+def test_a_run_says_in_words_how_far_it_is_until_it_is_finished(here: Path) -> None:
+    run = create()
+    run.set_status("interrupted", step=7, total_steps=19)
+    assert run.unfinished == f"{run.folder} is not finished (interrupted, step 7 of 19)"
+    run.set_status("finished", step=19, total_steps=19)
+    assert run.unfinished == ""

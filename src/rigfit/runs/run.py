@@ -134,6 +134,14 @@ class Run:
             return RunStatus(state="created", step=0, total_steps=self.plan.total_steps, message="")
         return RunStatus(state=state, step=step, total_steps=total_steps, message=str(found.get("message", "")))
 
+    @property
+    def unfinished(self) -> str:
+        """How far the run has come, in words; empty where it is finished."""
+        status = self.status
+        if status.state == "finished":
+            return ""
+        return f"{self.folder} is not finished ({status.state}, step {status.step} of {status.total_steps})"
+
     def set_status(self, state: State, *, step: int, total_steps: int, message: str = "") -> None:
         """Write how the run stands.
 

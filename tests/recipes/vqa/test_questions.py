@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,28 @@ def test_rows_and_messages_give_the_same_question(tmp_path: Path) -> None:
         == ("a.jpg", "Is it red?", "yes")
     )
     assert other.where == "qa.jsonl:2"
+
+
+def test_a_json_list_is_no_jsonl_and_its_entries_as_lines_are(tmp_path: Path) -> None:
+    """easy-VQA comes like this. It was told as one bad row, with a folder of pictures as the way out."""
+    entries = [["Is it red?", "yes", 0], ["Is it blue?", "no", 7]]
+    for part, indent in (("train", None), ("test", 1)):
+        path = tmp_path / part / "questions.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(entries, indent=indent))
+        with pytest.raises(DataError, match=r"one JSON list of 2 entries(.|\n)*docs/vqa\.md"):
+            read_questions(path)
+    page = (Path(__file__).parents[3] / "docs" / "vqa.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    block: dict[str, Any] = {}
+    exec(shown, block)
+    block["write_jsonl"](str(tmp_path), str(tmp_path / "EASY"))
+    for path in find_files(str(tmp_path / "EASY"), None):
+        assert path is not None
+        found, rejected = read_questions(path)
+        assert [one.answer for one in found] == ["yes", "no"]
+        assert found[1].image == f"{path.stem}/images/7.png"
+        assert not rejected
 
 
 def test_every_pair_of_turns_is_a_question_of_its_own(tmp_path: Path) -> None:

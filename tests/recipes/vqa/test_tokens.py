@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from rigfit.errors import UsageError
+from rigfit.recipes.vqa.answers import is_match
 from rigfit.recipes.vqa.data import require_same_ids
 from rigfit.recipes.vqa.tokens import SPECIALS, Chat, read_tokenizer, train_tokenizer, write_tokenizer
 from tests.recipes.vqa.tiny import tiny_config
@@ -26,6 +27,19 @@ def chat() -> Chat:
 def test_any_text_comes_back_as_it_was(text: str) -> None:
     chat = Chat(train_tokenizer(TEXTS, vocab_size=300), system_prompt="", num_image_tokens=1)
     assert chat.decode(chat.answer(text)) == text
+
+
+@given(st.text(max_size=10), st.sampled_from("é€😀"), st.integers(1, 3))
+def test_a_last_character_cut_off_within_its_bytes_is_left_out(text: str, last: str, num_bytes: int) -> None:
+    chat = Chat(train_tokenizer([], vocab_size=264), system_prompt="", num_image_tokens=1)  # a token for each byte
+    begun = chat.encode(last)[:-1][:num_bytes]
+    assert chat.decode([*chat.encode(text), *begun, chat.end]) == text.rstrip("\ufffd")
+
+
+@pytest.mark.parametrize("text", ["caf\u00e9", "\u4f60\u597d", "no\ufffd", "\U0001f600"])
+def test_a_whole_answer_is_right_whatever_it_ends_in(chat: Chat, text: str) -> None:
+    assert chat.decode(chat.answer(text)) == text
+    assert is_match(chat.decode(chat.answer(f"a {text}")), f"a {text}")
 
 
 def test_the_special_tokens_are_the_first_eight() -> None:

@@ -37,9 +37,17 @@ def test_questions_that_begin_with_are_but_are_answered_by_lists_are_no_yes_no_q
     assert types.type_of("Is there text?") == "yes_no"
     assert types.type_of(listed) == "list"
     assert told == [
-        "type yes_no: the rule matches 10 questions, 4 of them (40%) have answers of another kind; 4 are taken for "
-        "list or open"
+        "type yes_no: the rule matches 10 questions, 4 of them (40%) have answers of another kind; wordings with more "
+        "than 10% of such answers lose the type as a whole, and their 4 questions are taken for list or open"
     ]
+
+
+def test_a_wording_loses_its_type_with_all_its_questions_and_the_count_says_so() -> None:
+    pairs = [("Is it there?", "yes")] * 3 + [("Is it there?", "on the left")] * 2
+    _, told = learn_types([*pairs, *[("Is it red?", "no")] * 5], RULES)
+    assert len(told) == 1
+    assert "matches 10 questions, 2 of them (20%)" in told[0]
+    assert "their 5 questions are taken for list or open" in told[0]
 
 
 def test_colours_in_lists_and_sizes_that_are_none_are_not_held_to_their_type() -> None:
@@ -51,8 +59,12 @@ def test_colours_in_lists_and_sizes_that_are_none_are_not_held_to_their_type() -
 
 
 def test_a_rare_slip_in_the_answers_does_not_cost_a_question_its_type() -> None:
-    types, _ = learn_types([("Is it red?", "yes")] * 95 + [("Is it red?", "maybe")] * 5, RULES)
+    types, told = learn_types([("Is it red?", "yes")] * 95 + [("Is it red?", "maybe")] * 5, RULES)
     assert types.type_of("is it RED?") == "yes_no"
+    assert told == [
+        "type yes_no: the rule matches 100 questions, 5 of them (5%) have answers of another kind, at most 10% of any "
+        "wording, so it holds"
+    ]
 
 
 def test_a_rule_that_mostly_fails_is_not_used_for_unseen_questions() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ import torch
 
 from rigfit.errors import TrainingError, UsageError
 from rigfit.recipes.vqa import verbs
+from rigfit.recipes.vqa.exported import write_export
+from rigfit.recipes.vqa.model import build_model, load_base
 from rigfit.task import Trained
 from tests.recipes.vqa.test_task import learned
 from tests.recipes.vqa.tiny import prepared, tiny_task, write_questions
@@ -49,8 +54,9 @@ def test_untrained_adapters_answer_nothing(tmp_path: Path) -> None:
         verbs.answer(trained, image, "Is it red?", out=tmp_path)
 
 
-def test_merged_weights_answer_as_the_adapters_did(tmp_path: Path) -> None:
+def test_merged_weights_answer_as_the_adapters_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import Qwen2VLForConditionalGeneration
+    from transformers.utils.logging import is_progress_bar_enabled
 
     config, splits = prepared(tmp_path, lora_r=2, lora_dropout=0.0)
     task: Any = tiny_task(config).eval()
@@ -66,7 +72,11 @@ def test_merged_weights_answer_as_the_adapters_did(tmp_path: Path) -> None:
             .last_hidden_state
         )
     trained = Trained(config=config, task=task, splits=splits, folder=tmp_path, device=torch.device("cpu"))
+    were_on = is_progress_bar_enabled()
     assert "adapters added in" in verbs.merge(trained, out=tmp_path / "merged")
+    assert "loaded" in load_base(build_model(config), str(tmp_path / "merged"))
+    assert "%|" not in capsys.readouterr().err  # no bars of transformers, neither of saving nor of loading
+    assert is_progress_bar_enabled() == were_on
     merged = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         after = merged.model.language_model(input_ids=ids, position_ids=positions.transpose(0, 1)).last_hidden_state
@@ -77,7 +87,7 @@ def test_merged_weights_answer_as_the_adapters_did(tmp_path: Path) -> None:
 def test_the_preview_brackets_the_answer_and_its_end_alone(tmp_path: Path) -> None:
     write_questions(tmp_path / "questions")
     page = tmp_path / "page.html"
-    said = verbs.preview(str(tmp_path / "questions"), num_samples=2, page=str(page), letterbox_size=56)
+    said = verbs.preview(str(tmp_path / "questions"), num_samples=2, page=str(page), letterbox=56)
     assert said.count("[<|im_end|>]") == 2
     assert "<|image_pad|> x 4" in said
     assert "\x1b" not in said  # no colour where nobody sees it
@@ -92,15 +102,64 @@ def test_statistics_say_how_far_the_most_common_answer_gets(tmp_path: Path) -> N
     assert "type count: 10 questions, 1 answers; always '1' is right for 100.0%" in said
 
 
+def test_what_was_not_said_is_told_and_its_options_are_taken(tmp_path: Path) -> None:
+    data = write_questions(tmp_path / "questions")
+    said = verbs.statistics(str(data))
+    assert "squares of 84 pixels (--letterbox 784" in said
+    assert "a tokenizer trained on these texts (--tokenizer FOLDER" in said
+    prepared(tmp_path)
+    for verb in (verbs.statistics, verbs.preview):
+        told = verb(str(data), letterbox=784, tokenizer=str(tmp_path / "data" / "tokenizer"))
+        assert "784 tokens of 28 x 28" in told
+        assert "nothing else was said" not in told
+
+
+def test_a_tokenizer_beside_its_model_is_numbered_as_that_model_is(tmp_path: Path) -> None:
+    """Qwen2-VL's own numbers are not those of the small architecture."""
+    data, folder = write_questions(tmp_path / "questions"), tmp_path / "model"
+    config, splits = prepared(tmp_path)
+    write_export(tiny_task(config).model, folder, image_size=56, prepared=verbs.samples_of(splits).prepared)
+    tokens = {"image_token_id": 9, "vision_start_token_id": 3}
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | tokens))
+    with pytest.raises(UsageError, match="the model takes it for 9"):
+        verbs.preview(str(data), tokenizer=str(folder))
+    (folder / "config.json").write_text(json.dumps(described))
+    assert "784 pixels" in verbs.preview(str(data), tokenizer=str(folder))
+
+
+def test_rules_are_said_to_fail_only_where_they_are_used(tmp_path: Path) -> None:
+    path = write_questions(tmp_path / "questions")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    listed = [row | {"question": "Is it one or two?", "answer": "one; two"} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *listed]))
+    assert "the rule matches" in verbs.statistics(str(path))
+    path.write_text("".join(json.dumps(row | {"type": "mine"}) + "\n" for row in [*rows, *listed]))
+    said = verbs.statistics(str(path))
+    assert "the rule matches" not in said
+    assert "type mine:" in said
+
+
 def test_a_few_questions_are_learned_by_heart_and_too_few_steps_do_not_pass(tmp_path: Path) -> None:
     write_questions(tmp_path / "questions")
     assert "sanity passed" in verbs.sanity(
-        str(tmp_path / "questions"), num_samples=6, num_steps=50, lr=3e-3, letterbox_size=56
+        str(tmp_path / "questions"), num_samples=6, num_steps=50, lr=3e-3, letterbox=56
     )
     with pytest.raises(TrainingError, match=r"Sanity failed: 6 questions, 1 steps(.|\n)*--num-steps 2"):
-        verbs.sanity(str(tmp_path / "questions"), num_samples=6, num_steps=1, letterbox_size=56)
+        verbs.sanity(str(tmp_path / "questions"), num_samples=6, num_steps=1, letterbox=56)
 
 
 def test_a_letterbox_that_does_not_fit_is_told_by_verbs_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="use 756"):
-        verbs.preview("sample", letterbox_size=768)
+        verbs.preview("sample", letterbox=768)
+
+
+def test_questions_are_counted_and_previewed_without_torch(tmp_path: Path) -> None:
+    """In a fresh process, since torch is here already: it takes seconds that these verbs have no use for."""
+    write_questions(tmp_path / "questions")
+    code = (
+        "import sys; from rigfit.recipes.vqa import verbs; verbs.statistics(sys.argv[1]); verbs.preview(sys.argv[1]); "
+        "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "questions")]
+    assert subprocess.run(words, check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -61,7 +61,8 @@ def prepare_data(config: VqaConfig, folder: Path, progress: Progress) -> None:
     tokenizer = _prepare_tokenizer(config, found, folder)
     chat = Chat(read_tokenizer(tokenizer), system_prompt=config.system_prompt, num_image_tokens=config.num_image_tokens)
     require_same_ids(config, chat)
-    pairs = [(question.question, question.answer) for question in found.train]
+    # A row that names its type has no use for the rules: it neither bears them out nor speaks against them.
+    pairs = [(question.question, question.answer) for question in found.train if question.given_type is None]
     types, type_facts = learn_types(pairs, config.type_rules or RULES)
     rows = [
         *(_row(question, types, chat, config, is_held_out=False) for question in found.train),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rigfit.recipes.vqa.model import save_processor
+from rigfit.recipes.vqa.quiet import no_progress_bars
 from rigfit.recipes.vqa.tokens import read_tokenizer, write_tokenizer
 from rigfit.recipes.vqa.vocabulary import read_meta
 
@@ -23,7 +24,8 @@ def write_export(model: Any, folder: Path, *, image_size: int, prepared: str | N
         prepared: The run's data folder, whose tokenizer goes along; None leaves it out.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    with no_progress_bars():
+        model.save_pretrained(folder)
     save_processor(folder, image_size)
     if prepared is not None:
         save_tokenizer(Path(prepared), folder)

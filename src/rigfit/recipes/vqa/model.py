@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rigfit.errors import TrainingError, UsageError
 from rigfit.recipes.vqa.config import VqaConfig
+from rigfit.recipes.vqa.quiet import no_progress_bars
 from rigfit.recipes.vqa.sources import find_source, read_architecture
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -111,13 +112,14 @@ def _load_quantised(config: VqaConfig) -> Any:
         bnb_4bit_compute_dtype=_DTYPES[config.dtype_name],
     )
     place = {"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"}
-    return Qwen2VLForConditionalGeneration.from_pretrained(
-        find_source(str(config.source)),
-        quantization_config=asked,
-        dtype=_DTYPES[config.dtype_name],
-        device_map=place,
-        local_files_only=True,
-    )
+    with no_progress_bars():
+        return Qwen2VLForConditionalGeneration.from_pretrained(
+            find_source(str(config.source)),
+            quantization_config=asked,
+            dtype=_DTYPES[config.dtype_name],
+            device_map=place,
+            local_files_only=True,
+        )
 
 
 def load_base(model: nn.Module, source: str) -> str:
@@ -131,7 +133,7 @@ def load_base(model: nn.Module, source: str) -> str:
     folder = find_source(source)
     base = base_of(model)
     dtype = next(value.dtype for name, value in base.named_parameters() if name.endswith("embed_tokens.weight"))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), no_progress_bars():
         warnings.simplefilter("ignore")
         loaded = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=dtype, local_files_only=True)
     state = loaded.state_dict()

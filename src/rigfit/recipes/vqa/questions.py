@@ -90,15 +90,16 @@ def read_questions(path: Path) -> tuple[list[Question], list[Rejected]]:
     """Return the questions of a JSONL file, and the rows that are none.
 
     Raises:
-        DataError: The file cannot be read.
+        DataError: The file cannot be read, or is one JSON list.
     """
     questions: list[Question] = []
     rejected: list[Rejected] = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.", "Give a JSONL file in UTF-8.") from error
-    for number, line in enumerate(lines, start=1):
+    _require_lines(text, path)
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         where = f"{path.name}:{number}"
@@ -109,6 +110,23 @@ def read_questions(path: Path) -> tuple[list[Question], list[Rejected]]:
         except _BadRowError as error:
             rejected.append(Rejected(where=where, reason=str(error)))
     return questions, rejected
+
+
+def _require_lines(text: str, path: Path) -> None:
+    """Check that the file is not one JSON list, over however many lines: no mended row would make it JSONL."""
+    if not text.lstrip().startswith("["):
+        return
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return
+    if not all(isinstance(entry, dict | list) for entry in found):  # a row, which is told as such
+        return
+    raise DataError(
+        f"{path} is one JSON list of {len(found)} entries, where a JSON object in each line (JSONL) is needed.",
+        'Write each entry as a line {"image": ..., "question": ..., "answer": ...}; docs/vqa.md shows it in a few '
+        "lines of Python.",
+    )
 
 
 class _BadRowError(Exception):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rigfit.errors import DataError
@@ -162,6 +161,8 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         sequence whose output predicts each answer token; `answer_ids` (batch, longest answer), -100 where there is
         none; `prompt_length`, `type`, `index` (batch); `answer`: the texts; `vocabulary`: where the run's data lie.
     """
+    import torch  # the only use here: whoever looks at questions alone need not wait for it
+
     prompts = [sample["prompt"] for sample in samples]
     answers = [sample["answer_ids"] for sample in samples]
     # The end token is a target and never an input, for nothing comes after it.

@@ -35,6 +35,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+_NO_CHARACTER = "\ufffd"
+"""What bytes become that are no character in UTF-8."""
+
 _MOST_KNOWN = 10_000
 """Texts whose tokens are remembered: questions repeat, and encoding costs more than looking up."""
 
@@ -107,13 +110,20 @@ class Chat:
         return self._known[text]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of an answer: what comes before its end token."""
+        """Return the text of an answer: what comes before its end token, without a last character left unfinished.
+
+        Tokens are bytes, and generation may stop between those of one character; what is left of it is no text.
+        """
         kept: list[int] = []
         for token in ids:
             if token in (self.end, self.pad):
                 break
             kept.append(int(token))
-        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+        text = str(self.tokenizer.decode(kept, skip_special_tokens=False))
+        # A text may hold this character itself: then it has tokens of its own, and is whole.
+        if text.endswith(_NO_CHARACTER) and self.encode(text) != kept:
+            return text.rstrip(_NO_CHARACTER)
+        return text
 
     def prompt(self, question: str) -> list[int]:
         """Return everything before the answer."""

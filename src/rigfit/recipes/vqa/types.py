@@ -102,11 +102,23 @@ def learn_types(pairs: Sequence[tuple[str, str]], rules: Mapping[str, str]) -> t
             exceptions[question] = LIST if sum(map(is_list, given)) > MOST_EXCEPTIONS * len(given) else OPEN
             retyped[name] += len(given)
     lines = [
-        f"type {name}: the rule matches {matched[name]} questions, {disagreeing[name]} of them "
-        f"({disagreeing[name] / matched[name]:.0%}) have answers of another kind; {retyped[name]} are taken for "
-        f"{LIST} or {OPEN}"
+        _failure(name, num_matched=matched[name], num_wrong=disagreeing[name], num_retyped=retyped[name])
         for name in rules
         if disagreeing[name]
     ]
     doubtful = tuple(name for name in rules if 2 * retyped[name] > matched[name])
     return Types(rules=dict(rules), exceptions=exceptions, doubtful=doubtful), lines
+
+
+def _failure(name: str, *, num_matched: int, num_wrong: int, num_retyped: int) -> str:
+    """Return how often a rule failed, and why more questions than those lose their type, or fewer."""
+    told = (
+        f"type {name}: the rule matches {num_matched} questions, {num_wrong} of them ({num_wrong / num_matched:.0%}) "
+        "have answers of another kind"
+    )
+    if not num_retyped:
+        return f"{told}, at most {MOST_EXCEPTIONS:.0%} of any wording, so it holds"
+    return (
+        f"{told}; wordings with more than {MOST_EXCEPTIONS:.0%} of such answers lose the type as a whole, and their "
+        f"{num_retyped} questions are taken for {LIST} or {OPEN}"
+    )

@@ -6,23 +6,18 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from rigfit.errors import DataError, TrainingError, UsageError
-from rigfit.images.decode import read_image
-from rigfit.images.letterbox import letterbox
 from rigfit.recipes.vqa.config import SAMPLE_NAME, VqaConfig
 from rigfit.recipes.vqa.data import describe, open_data, prepare_data
-from rigfit.recipes.vqa.exported import write_merged
-from rigfit.recipes.vqa.overfit import overfit
 from rigfit.recipes.vqa.preview import Piece, pieces, to_html, to_terminal
 from rigfit.recipes.vqa.samples import VqaSamples
-from rigfit.recipes.vqa.task import VqaTask, build
-from rigfit.task import Trained
 from rigfit.workload import Splits
+
+if TYPE_CHECKING:  # torch takes seconds, which verbs without a model need not wait for
+    from rigfit.recipes.vqa.task import VqaTask
+    from rigfit.task import Trained
 
 _PASSED = 0.95
 """Share of the overfitted questions answered exactly from which `sanity` passes: less is a fault, not a limit."""
@@ -38,6 +33,12 @@ def answer(trained: Trained, image: str, question: str, *, out: Path, question_t
         out: Not written to.
         question_type: For a run with constrained types; from the run's rules when absent.
     """
+    import numpy as np
+    import torch
+
+    from rigfit.images.decode import read_image
+    from rigfit.images.letterbox import letterbox
+
     task = task_of(trained)
     task.require_ready(is_trained=True)
     samples = samples_of(trained.splits)
@@ -63,6 +64,8 @@ def merge(trained: Trained, *, out: Path) -> str:
         trained: The run.
         out: Folder for the model.
     """
+    from rigfit.recipes.vqa.exported import write_merged
+
     task = task_of(trained)
     task.require_ready(is_trained=True)
     write_merged(task.model, out, image_size=task.config.image_size, prepared=samples_of(trained.splits).prepared)
@@ -76,7 +79,7 @@ def preview(
     page: str | None = None,
     image_root: str | None = None,
     tokenizer: str | None = None,
-    letterbox_size: int | None = None,
+    letterbox: int | None = None,
 ) -> str:
     """Show the tokens of some questions, and which of them the loss counts.
 
@@ -86,9 +89,9 @@ def preview(
         page: HTML file to write the same into.
         image_root: Folder that image names start from.
         tokenizer: Folder with tokenizer.json; one is trained on the data's texts when absent.
-        letterbox_size: Side of the square, pixels.
+        letterbox: Side of the square, pixels.
     """
-    config = _config(data, image_root=image_root, tokenizer=tokenizer, letterbox=letterbox_size)
+    config = _config(data, image_root=image_root, tokenizer=tokenizer, letterbox=letterbox)
     with tempfile.TemporaryDirectory() as folder:
         splits = _open(config, Path(folder))
         samples = samples_of(splits)
@@ -99,23 +102,37 @@ def preview(
     counted = "the loss counts what stands in [brackets]"
     coloured = sys.stdout.isatty()
     text = "\n\n".join(to_terminal(one, is_coloured=coloured) for one in shown)
-    return "\n".join([*splits.facts, "", text, "", counted, *([f"{page}: the same in colour"] if page else [])])
+    return "\n".join(
+        [*splits.facts, *_assumed(config), "", text, "", counted, *([f"{page}: the same in colour"] if page else [])]
+    )
 
 
-def statistics(data: str, *, image_root: str | None = None, validation_data: str | None = None) -> str:
+def statistics(
+    data: str,
+    *,
+    image_root: str | None = None,
+    validation_data: str | None = None,
+    tokenizer: str | None = None,
+    letterbox: int | None = None,
+) -> str:
     """Count questions and answers by type, and say how far the most common answer of each type gets.
 
     Args:
         data: JSONL, folder, or sample.
         image_root: Folder that image names start from.
         validation_data: JSONL of held-out questions.
+        tokenizer: Folder with tokenizer.json; one is trained on the data's texts when absent.
+        letterbox: Side of the square, pixels.
     """
-    config = _config(data, image_root=image_root, validation_data=validation_data)
+    config = _config(
+        data, image_root=image_root, validation_data=validation_data, tokenizer=tokenizer, letterbox=letterbox
+    )
     with tempfile.TemporaryDirectory() as folder:
         splits = _open(config, Path(folder))
     rows = [*samples_of(splits).rows, *getattr(splits.validation, "rows", [])]
     kinds = set(describe(rows))
-    return "\n".join([*(fact for fact in splits.facts if fact not in kinds), *describe(rows)])
+    facts = [fact for fact in splits.facts if fact not in kinds]
+    return "\n".join([*facts, *_assumed(config), *describe(rows)])
 
 
 def sanity(
@@ -123,7 +140,7 @@ def sanity(
     *,
     image_root: str | None = None,
     weights: str | None = None,
-    letterbox_size: int | None = None,
+    letterbox: int | None = None,
     num_samples: int = 64,
     num_steps: int = 200,
     lr: float = 1e-3,
@@ -134,13 +151,18 @@ def sanity(
         data: JSONL, folder, or sample.
         image_root: Folder that image names start from.
         weights: Folder or cached name to put adapters on; a small fresh model when absent.
-        letterbox_size: Side of the square, pixels.
+        letterbox: Side of the square, pixels.
         num_samples: Questions learned.
         num_steps: Optimizer steps over all of them.
         lr: Learning rate.
     """
+    import torch
+
+    from rigfit.recipes.vqa.overfit import overfit
+    from rigfit.recipes.vqa.task import build
+
     more: dict[str, Any] = {} if weights is None else {"weights": weights, "architecture": None}
-    config = _config(data, image_root=image_root, letterbox=letterbox_size, **more)
+    config = _config(data, image_root=image_root, letterbox=letterbox, **more)
     with tempfile.TemporaryDirectory() as folder:
         splits = _open(config, Path(folder))
         torch.manual_seed(config.seed)
@@ -165,6 +187,8 @@ VERBS: tuple[Callable[..., str], ...] = (answer, merge, preview, statistics, san
 
 def task_of(trained: Trained) -> VqaTask:
     """Return the run's task as what it is."""
+    from rigfit.recipes.vqa.task import VqaTask
+
     assert isinstance(trained.task, VqaTask)
     return trained.task
 
@@ -178,12 +202,28 @@ def samples_of(splits: Splits) -> VqaSamples:
 def _config(data: str, **options: Any) -> VqaConfig:
     """Return the config of a verb without a run: a small fresh model where none is named."""
     given = {name: value for name, value in options.items() if value is not None}
-    own = {"architecture": "small"} if data != SAMPLE_NAME and "weights" not in given else {}
+    own = {"architecture": _architecture_of(given)} if data != SAMPLE_NAME and "weights" not in given else {}
     try:
         return VqaConfig(data=data, **({"weights": "fresh"} if own else {}) | own | given)
     except ValueError as error:
         first = str(error.errors()[0]["msg"]) if hasattr(error, "errors") else str(error)
         raise UsageError(f"{first.removeprefix('Value error, ')}.", "Give another value.") from error
+
+
+def _architecture_of(given: dict[str, Any]) -> str:
+    """Return the architecture beside the tokenizer that is named, whose special tokens it numbers; else the small."""
+    folder = Path(given.get("tokenizer", "")).expanduser()
+    return str(folder) if "tokenizer" in given and (folder / "config.json").is_file() else "small"
+
+
+def _assumed(config: VqaConfig) -> list[str]:
+    """Return a line about what was not said, and decides how many tokens are counted here."""
+    taken = []
+    if config.letterbox is None:
+        taken.append(f"squares of {config.image_size} pixels (--letterbox 784: those of the published weights)")
+    if config.tokenizer is None:
+        taken.append("a tokenizer trained on these texts (--tokenizer FOLDER: another one)")
+    return [f"taken here, for nothing else was said: {' and '.join(taken)}"] if taken else []
 
 
 def _open(config: VqaConfig, folder: Path) -> Splits:
