@@ -146,3 +146,31 @@ def test_a_text_that_is_too_long_is_refused_by_name_and_never_cut_off(tmp_path: 
     needed = max(int(word.strip(",")) for word in told.value.remedy.split("max_text_tokens=")[1].split()[:1])
     assert needed > 40
     prepared(tmp_path, max_text_tokens=needed + 40, max_answer_tokens=4)
+
+
+ODD_ROWS = {
+    "lists in lists": '{"image": "0.png", "question": "q", "answer": ' + "[" * 5000 + "]" * 5000 + "}",
+    "a number of 5,000 digits": '{"image": "0.png", "question": "q", "answer": ' + "9" * 5000 + "}",
+    "a name with a zero byte": '{"image": "0\\u0000.png", "question": "q", "answer": "a"}',
+    "infinity": '{"image": "0.png", "question": "q", "answer": 1e400}',
+    "true": '{"image": "0.png", "question": "q", "answer": true}',
+    "two pictures": json.dumps(
+        {
+            "image": "0.png",
+            "messages": [
+                {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "q"}]},
+                {"role": "assistant", "content": "a"},
+            ],
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("row", ODD_ROWS.values(), ids=list(ODD_ROWS))
+def test_an_odd_row_is_rejected_alone(row: str, tmp_path: Path) -> None:
+    good = json.dumps({"image": "0.png", "question": "q\u2028r", "answer": "b\x85c"}, ensure_ascii=False)
+    (tmp_path / "qa.jsonl").write_text(f"{good}\n{row}\n{good}\n", encoding="utf-8")
+    questions, rejected = read_questions(tmp_path / "qa.jsonl")
+    assert [question.where for question in questions] == ["qa.jsonl:1", "qa.jsonl:3"]
+    assert [one.where for one in rejected] == ["qa.jsonl:2"]
+    assert len(rejected[0].reason) < 200

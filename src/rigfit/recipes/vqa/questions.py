@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -99,14 +100,14 @@ def read_questions(path: Path) -> tuple[list[Question], list[Rejected]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.", "Give a JSONL file in UTF-8.") from error
     _require_lines(text, path)
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines also cuts at separators inside a text
         if not line.strip():
             continue
         where = f"{path.name}:{number}"
         try:
             questions += _read_row(json.loads(line), where)
-        except json.JSONDecodeError as error:
-            rejected.append(Rejected(where=where, reason=f"no JSON: {error.msg}"))
+        except (ValueError, RecursionError) as error:  # no JSON, a number of 5,000 digits, lists in lists in lists
+            rejected.append(Rejected(where=where, reason=f"no JSON: {getattr(error, 'msg', error)}"))
         except _BadRowError as error:
             rejected.append(Rejected(where=where, reason=str(error)))
     return questions, rejected
@@ -118,7 +119,7 @@ def _require_lines(text: str, path: Path) -> None:
         return
     try:
         found = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return
     if not all(isinstance(entry, dict | list) for entry in found):  # a row, which is told as such
         return
@@ -141,7 +142,7 @@ def _read_row(row: Any, where: str) -> Iterator[Question]:
         if len(image) != 1:
             raise _BadRowError(f"{len(image)} pictures, where one is expected")
         image = image[0]
-    if not isinstance(image, str):
+    if not isinstance(image, str) or "\0" in image:
         raise _BadRowError("no `image`")
     given = next((str(row[key]) for key in _TYPE_KEYS if row.get(key)), None)
     pairs = _read_messages(row["messages"]) if "messages" in row else [(row.get("question"), row.get("answer"))]
@@ -155,6 +156,8 @@ def _read_row(row: Any, where: str) -> Iterator[Question]:
 def _text_of(value: Any, name: str) -> str:
     if value is None or isinstance(value, dict | list):
         raise _BadRowError(f"no `{name}`")
+    if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
+        raise _BadRowError(f"the {name} is no text: {json.dumps(value)}")
     text = " ".join(str(value).split())
     if text.lower() in _NOT_A_TEXT:
         raise _BadRowError(f"the {name} is empty ({text!r})")
@@ -176,6 +179,9 @@ def _read_messages(messages: Any) -> list[tuple[str, str]]:
 
 def _content_of(content: Any) -> str:
     if isinstance(content, list):
+        num_images = sum(isinstance(part, dict) and part.get("type") == "image" for part in content)
+        if num_images > 1:
+            raise _BadRowError(f"{num_images} pictures, where one is expected")
         content = " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     return str(content or "").replace("<image>", " ")
 
