@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -134,3 +136,13 @@ def test_a_real_alto_page_is_transcribed_line_by_line(trained: Trained, tmp_path
     strings = [element for element in root.iter() if element.tag.endswith("}String")]
     assert len(strings) == len(before.lines)
     assert all({"CONTENT", "WC", "HPOS"} <= element.attrib.keys() for element in strings)
+
+
+@pytest.mark.parametrize("words", [["ocr", "--help"], ["ocr", "lines", "--help"], ["ocr", "lines", "/nosuch", "x"]])
+def test_torch_is_not_imported_by_cutting_lines_nor_by_help(words: list[str]) -> None:
+    code = (
+        f"import sys, rigfit.cli; rigfit.cli.run({words!r}); "
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ran.stdout.splitlines()[-1] == "[]"

@@ -5,20 +5,21 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from rigfit.errors import DataError, UsageError
 from rigfit.folders import writable_folder
-from rigfit.recipes.ocr.gallery import Judged, judge, write_gallery
 from rigfit.recipes.ocr.lines import Finish, Shape, cut_line, read_page_image, write_png
-from rigfit.recipes.ocr.metrics import count_edits
 from rigfit.recipes.ocr.pages import Page, find_pages, read_page
-from rigfit.recipes.ocr.samples import LineSamples
-from rigfit.recipes.ocr.transcribe import Unread, find_readable, read_images, read_page_lines
 from rigfit.recipes.ocr.written import Reading, fill_page
-from rigfit.task import Trained
+
+# Torch and transformers take seconds to import, and `lines` needs neither: each verb brings in its own.
+if TYPE_CHECKING:
+    from rigfit.recipes.ocr.gallery import Judged
+    from rigfit.recipes.ocr.transcribe import Unread
+    from rigfit.task import Trained
 
 _LINE_FOLDER, _TABLE = "line_images", "lines.tsv"
 
@@ -80,6 +81,8 @@ def transcribe(trained: Trained, source: Path, *, out: Path, micro_batch_size: i
             `transcription.tsv` (line, confidence, text).
         micro_batch_size: Lines read at once.
     """
+    from rigfit.recipes.ocr.transcribe import Unread, find_readable, read_images, read_page_lines
+
     if micro_batch_size < 1:
         raise UsageError(f"micro_batch_size is {micro_batch_size}.", "Give micro_batch_size as 1 or more.")
     found = find_readable(source)
@@ -122,6 +125,10 @@ def worst(
         num_samples: Lines shown.
         split: `validation` (held out) or `train`.
     """
+    from rigfit.recipes.ocr.gallery import judge, write_gallery
+    from rigfit.recipes.ocr.metrics import count_edits
+    from rigfit.recipes.ocr.samples import LineSamples
+
     samples = trained.splits.validation if split == "validation" else trained.splits.train
     if not isinstance(samples, LineSamples) or not len(samples):
         raise DataError(f"This run has no {split} lines.", "Use split=train, or a run with held-out lines.")
