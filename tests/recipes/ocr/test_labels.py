@@ -125,3 +125,22 @@ def test_overlong_held_out_lines_are_compared_whole(tmp_path: Path) -> None:
     assert [validation.text(row) for row in range(2)] == [LONG, "abc"]
     assert len(validation.label(0)) == 31
     assert any("1 held-out lines are longer and are compared whole" in fact for fact in splits.facts)
+
+
+def test_unknown_characters_are_named_the_commonest_first(tmp_path: Path) -> None:
+    held_out = write_lines(tmp_path / "held", ["é a", "éè", "b", "c"])
+    _, splits = prepare(tmp_path, validation_data=str(held_out))
+    assert any(
+        "3 characters are unknown to the tokenizer (3 in held-out lines), always errors: 'é', 'è'" in fact
+        for fact in splits.facts
+    )
+
+
+def test_one_unknown_character_is_told_in_the_singular_and_ten_of_many_are_named(tmp_path: Path) -> None:
+    one, many = write_lines(tmp_path / "one", ["é a", "b"]), write_lines(tmp_path / "many", ["ABCDEFGHIJKL", "b"])
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    of_one = prepare(tmp_path / "1", validation_data=str(one))[1].facts
+    of_many = prepare(tmp_path / "2", validation_data=str(many))[1].facts
+    assert any("1 character is unknown" in fact for fact in of_one)
+    assert any(fact.endswith("'I', 'J' and 2 others") for fact in of_many)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 from rigfit.errors import DataError, UsageError
 from rigfit.recipes import needs_run
 from rigfit.recipes.ocr import verbs
 from rigfit.recipes.ocr.metrics import count_edits
 from rigfit.recipes.ocr.pages import read_page
-from rigfit.recipes.ocr.transcribe import ocr_task
+from rigfit.recipes.ocr.transcribe import is_page, ocr_task
 from rigfit.task import Trained
 from tests.recipes.ocr.test_pages import ALTO_XML, PAGE_XML, write_page
-from tests.recipes.ocr.toy_lines import draw_line, lines_of, prepare, toy_trained
+from tests.recipes.ocr.toy_lines import draw_line, lines_of, prepare, toy_trained, write_lines
 from tests.shared_data import shared_data
 
 
@@ -41,13 +46,15 @@ def test_a_page_comes_back_with_the_readings_in_place_of_its_texts(trained: Trai
     path = write_page(tmp_path, text)
     said = verbs.transcribe(trained, path, out=tmp_path / "out")
     before, after = read_page(path), _read_beside_picture(tmp_path)
-    with (tmp_path / "out" / "transcription.tsv").open(encoding="utf-8") as file:
+    with (tmp_path / "out" / "scan" / "transcription.tsv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     assert [row["text"] for row in rows] == [line.text for line in after.lines]
     assert [line.polygon for line in after.lines] == [line.polygon for line in before.lines]
-    assert (tmp_path / "out" / "scan.txt").read_text(encoding="utf-8") == "".join(f"{row['text']}\n" for row in rows)
+    assert (tmp_path / "out" / "scan" / "scan.txt").read_text(encoding="utf-8") == "".join(
+        f"{row['text']}\n" for row in rows
+    )
     assert all(0 <= float(row["confidence"]) <= 1 for row in rows)
-    written = (tmp_path / "out" / "scan.xml").read_text(encoding="utf-8")
+    written = (tmp_path / "out" / "scan" / "scan.xml").read_text(encoding="utf-8")
     assert "ns0:" not in written
     sure = [
         value
@@ -63,7 +70,7 @@ def test_a_page_comes_back_with_the_readings_in_place_of_its_texts(trained: Trai
 
 def _read_beside_picture(folder: Path) -> object:
     (folder / "again").mkdir()
-    (folder / "again" / "scan.xml").write_bytes((folder / "out" / "scan.xml").read_bytes())
+    (folder / "again" / "scan.xml").write_bytes((folder / "out" / "scan" / "scan.xml").read_bytes())
     return read_page(folder / "again" / "scan.xml")
 
 
@@ -71,23 +78,94 @@ def test_a_line_whose_outline_is_no_area_is_told_and_left_without_text(trained: 
     path = write_page(tmp_path, PAGE_XML.replace("10,80 90,80 90,95 10,95", "10,80 10,80 10,80"))
     said = verbs.transcribe(trained, path, out=tmp_path / "out")
     assert "not read: scan.xml#r1l2: Line r1l2 has no area" in said
-    assert "fourth" not in (tmp_path / "out" / "scan.xml").read_text(encoding="utf-8")
+    assert "fourth" not in (tmp_path / "out" / "scan" / "scan.xml").read_text(encoding="utf-8")
 
 
 def test_an_image_is_one_line_and_a_folder_of_images_many(trained: Trained, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         draw_line(name).save(tmp_path / name)
     (tmp_path / "c.png").write_bytes(b"no picture")
-    assert "1 lines" in verbs.transcribe(trained, tmp_path / "a.png", out=tmp_path / "one")
+    assert ": 1 line, " in verbs.transcribe(trained, tmp_path / "a.png", out=tmp_path / "one")
     said = verbs.transcribe(trained, tmp_path, out=tmp_path / "out", micro_batch_size=1)
     assert "2 lines" in said
     assert "not read: " in said
     assert "c.png" in said
     lines = lines_of(trained.splits.train)
-    read = verbs.transcribe(trained, trained.folder / "lines" / lines.name(0), out=tmp_path / "x").splitlines()[0]
-    from torch import from_numpy
+    path = trained.folder / "lines" / lines.name(0)
+    read = verbs.transcribe(trained, path, out=tmp_path / "x").splitlines()[0]
+    text = ocr_task(trained).read(torch.from_numpy(lines.pixels(0)).permute(2, 0, 1)[None])[0]
+    assert read == f"{path}: {text or '(empty)'}"
 
-    assert read == ocr_task(trained).read(from_numpy(lines.pixels(0)).permute(2, 0, 1)[None])[0]
+
+@pytest.mark.parametrize("below", [".", "page", "alto"])
+def test_the_picture_of_a_page_is_read_along_the_xml_beside_it(trained: Trained, tmp_path: Path, below: str) -> None:
+    path = write_page(tmp_path, PAGE_XML, f"{below}/scan.xml")
+    said = verbs.transcribe(trained, tmp_path / "scan.png", out=tmp_path / "out")
+    assert f"{tmp_path / 'scan.png'} is read along the lines of {path}" in said
+    assert "4 lines" in said
+    table = tmp_path / "out" / "scan" / "transcription.tsv"
+    by_picture = table.read_bytes()
+    verbs.transcribe(trained, path, out=tmp_path / "out")  # the same source: may replace its own results
+    assert table.read_bytes() == by_picture
+
+
+def test_the_picture_of_a_page_without_xml_is_refused_until_it_has_one(trained: Trained, tmp_path: Path) -> None:
+    Image.new("RGB", (600, 900), "white").save(tmp_path / "scan.png")
+    (tmp_path / "scan.xml").write_text("<mets/>", encoding="utf-8")
+    with pytest.raises(DataError, match="600 x 900 pixels are too high for one line") as caught:
+        verbs.transcribe(trained, tmp_path / "scan.png", out=tmp_path / "out")
+    assert "as scan.xml" in caught.value.remedy
+    xml = PAGE_XML.replace('imageWidth="200" imageHeight="100"', 'imageWidth="600" imageHeight="900"')
+    (tmp_path / "scan.xml").write_text(xml, encoding="utf-8")
+    assert "4 lines" in verbs.transcribe(trained, tmp_path / "scan.png", out=tmp_path / "out")
+
+
+def test_a_page_among_pictures_of_lines_is_told_and_not_read(trained: Trained, tmp_path: Path) -> None:
+    draw_line("a").save(tmp_path / "a.png")
+    Image.new("RGB", (600, 900), "white").save(tmp_path / "b.png")
+    said = verbs.transcribe(trained, tmp_path, out=tmp_path / "out")
+    assert f"not read: {tmp_path / 'b.png'}: 600 x 900 pixels" in said
+    assert ": 1 line, " in said
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(3508, 2480, True), (2480, 3508, True), (401, 801, True), (400, 300, False), (657, 7000, False), (60, 40, False)],
+)
+def test_a_page_is_high_in_pixels_and_higher_than_half_its_width(height: int, width: int, *, expected: bool) -> None:
+    assert is_page(height, width) is expected
+
+
+def test_results_of_one_source_are_never_written_over_by_another(trained: Trained, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "other/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        draw_line(name).save(tmp_path / name)
+    out = tmp_path / "out"
+    for name in ("a.png", "b.png", "a.png"):
+        verbs.transcribe(trained, tmp_path / name, out=out)
+    assert sorted(path.name for path in out.iterdir()) == ["a", "b"]
+    with pytest.raises(UsageError, match="holds what was read in ") as caught:
+        verbs.transcribe(trained, tmp_path / "other" / "a.png", out=out)
+    assert "--out" in caught.value.remedy
+    verbs.transcribe(trained, tmp_path / "other" / "a.png", out=tmp_path / "out2")
+
+
+def test_a_reading_of_nothing_but_spaces_is_empty_and_called_so(tmp_path: Path) -> None:
+    config, splits = prepare(tmp_path, data=str(write_lines(tmp_path / "lines", [f"a {n}" for n in range(12)])))
+    trained = toy_trained(config, splits, tmp_path)
+    space = ocr_task(trained).tokens.encode(" ")[0]
+    with torch.no_grad():  # an output that says the space whatever it is shown
+        head: Any = ocr_task(trained).model.decoder
+        head.output_projection.weight.zero_()
+        head.output_projection.bias = torch.nn.Parameter(torch.eye(head.output_projection.out_features)[space] * 9)
+    path = trained.folder / "lines" / "00.png"
+    said = verbs.transcribe(trained, path, out=tmp_path / "out")
+    assert said.splitlines()[0] == f"{path}: (empty)"
+    table = (tmp_path / "out" / "00" / "transcription.tsv").read_text(encoding="utf-8")
+    assert table.splitlines()[1].endswith("\t")
+    verbs.worst(trained, out=tmp_path / "worst")
+    with (tmp_path / "worst" / "lines.csv").open(encoding="utf-8") as file:
+        assert {row["reading"] for row in csv.DictReader(file)} == {""}
 
 
 def test_what_cannot_be_read_is_refused_with_a_way_out(trained: Trained, tmp_path: Path) -> None:
@@ -97,7 +175,8 @@ def test_what_cannot_be_read_is_refused_with_a_way_out(trained: Trained, tmp_pat
         verbs.transcribe(trained, tmp_path, out=tmp_path / "out")
     with pytest.raises(UsageError, match="micro_batch_size is 0"):
         verbs.transcribe(trained, tmp_path, out=tmp_path / "out", micro_batch_size=0)
-    path = write_page(tmp_path, PAGE_XML)
+    (tmp_path / "scan").mkdir()
+    path = write_page(tmp_path / "scan", PAGE_XML)
     with pytest.raises(UsageError, match="would be written over") as caught:
         verbs.transcribe(trained, path, out=tmp_path)
     assert "first" in path.read_text(encoding="utf-8")
@@ -130,7 +209,17 @@ def test_a_real_alto_page_is_transcribed_line_by_line(trained: Trained, tmp_path
     page = shared_data("htr_lines/cremma_testaments/pages/TestamentsDePoilus_will_AN_0218-0.xml")
     verbs.transcribe(trained, page, out=tmp_path)
     before = read_page(page)
-    root = ET.parse(tmp_path / page.name).getroot()
+    root = ET.parse(tmp_path / page.stem / page.name).getroot()
     strings = [element for element in root.iter() if element.tag.endswith("}String")]
     assert len(strings) == len(before.lines)
     assert all({"CONTENT", "WC", "HPOS"} <= element.attrib.keys() for element in strings)
+
+
+@pytest.mark.parametrize("words", [["ocr", "--help"], ["ocr", "lines", "--help"], ["ocr", "lines", "/nosuch", "x"]])
+def test_torch_is_not_imported_by_cutting_lines_nor_by_help(words: list[str]) -> None:
+    code = (
+        f"import sys, rigfit.cli; rigfit.cli.run({words!r}); "
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ran.stdout.splitlines()[-1] == "[]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ Progress = Callable[[int, int], None]
 QUARANTINE = "left_out.csv"
 _TOKENIZER = "tokenizer"
 _PAPER = 255
+_MOST_NAMED = 10  # unknown characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +246,22 @@ def _unknown(tokens: Tokens, labelled: Sequence[_Labelled], labels: Sequence[lis
     if not any(counts):
         return []
     held = sum(count for count, one in zip(counts, labelled, strict=True) if one.is_held_out)
-    return [f"{sum(counts)} characters are unknown to the tokenizer ({held} of them in held-out lines): always errors"]
+    number = sum(counts)
+    are = "character is" if number == 1 else "characters are"
+    texts = [one.text for one, count in zip(labelled, counts, strict=True) if count]
+    return [
+        f"{number} {are} unknown to the tokenizer ({held} in held-out lines), always errors"
+        f"{_named_unknown(tokens, texts)}"
+    ]
+
+
+def _named_unknown(tokens: Tokens, texts: Sequence[str]) -> str:
+    """Return `: 'x', 'y'`, the commonest characters of `texts` that are unknown by themselves; nothing if none is."""
+    times = Counter("".join(texts))
+    unknown = [one for one in times if tokens.count_unknown(tokens.encode(one))]
+    unknown.sort(key=lambda one: (-times[one], one))
+    more = f" and {len(unknown) - _MOST_NAMED} others" if len(unknown) > _MOST_NAMED else ""
+    return f": {', '.join(map(repr, unknown[:_MOST_NAMED]))}{more}" if unknown else ""
 
 
 def _keep_images(

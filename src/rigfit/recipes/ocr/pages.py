@@ -61,6 +61,13 @@ def find_pages(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*.xml")) if path.is_file() and _kind_of_file(path) is not None]
 
 
+def find_page_beside(image: Path) -> Path | None:
+    """Return the PAGE or ALTO file of a picture: of the same stem, beside it or in `page/` or `alto/`; None if none."""
+    folders = (image.parent, image.parent / "page", image.parent / "alto")
+    files = (folder / f"{image.stem}.xml" for folder in folders)
+    return next((file for file in files if file.is_file() and _kind_of_file(file) is not None), None)
+
+
 def read_page(path: Path) -> Page:
     """Return the page in the file at `path`.
 

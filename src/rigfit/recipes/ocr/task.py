@@ -25,7 +25,7 @@ from rigfit.recipes.ocr.architecture import (
 from rigfit.recipes.ocr.baseline import best_constant
 from rigfit.recipes.ocr.columns import ColumnHead
 from rigfit.recipes.ocr.config import OcrConfig
-from rigfit.recipes.ocr.labels import IGNORED
+from rigfit.recipes.ocr.labels import IGNORED, clean_text
 from rigfit.recipes.ocr.metrics import Edits, count_edits
 from rigfit.recipes.ocr.model import (
     build_model,
@@ -165,7 +165,7 @@ class OcrTask(Task):
         return ConstantBaseline(best_constant([train.text(index) for index in range(len(train))]))
 
     def read(self, images: Tensor) -> list[str]:
-        """Return the texts of uint8 `images` (batch, 3, height, width)."""
+        """Return the texts of uint8 `images` (batch, 3, height, width), normalised like those that are compared."""
         return self._texts_of(generate(self.model, images, self.settings, is_sharded=isinstance(self, FSDPModule)))
 
     def read_with_confidence(self, images: Tensor) -> list[tuple[str, float]]:
@@ -197,7 +197,8 @@ class OcrTask(Task):
         return True
 
     def _texts_of(self, ids: Tensor) -> list[str]:
-        return [self.tokens.decode(_until_end(row, self.tokens.end)) for row in ids.tolist()]
+        form = self.config.unicode_form
+        return [clean_text(self.tokens.decode(_until_end(row, self.tokens.end)), form) for row in ids.tolist()]
 
     def _positions(self) -> int:
         """Return the longest label that the decoder has positions for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,31 +15,38 @@ from rigfit.images.decode import SUFFIXES, read_image
 from rigfit.recipes.ocr.config import OcrConfig
 from rigfit.recipes.ocr.data import finish_of
 from rigfit.recipes.ocr.lines import Finish, Pixels, cut_line, even_out, read_page_image
-from rigfit.recipes.ocr.pages import Page, find_pages, read_page
+from rigfit.recipes.ocr.pages import Page, find_page_beside, find_pages, read_page
 from rigfit.recipes.ocr.resized import resized
 from rigfit.recipes.ocr.task import OcrTask
 from rigfit.recipes.ocr.written import Reading
 from rigfit.task import Trained
 
+MAX_LINE_HEIGHT = 400
+"""Pixels. At 600 dots per inch this is 17 mm, more than a line of writing takes; a page needs more to be legible."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What there is to read: pages with XML, or pictures of single lines."""
+    """What there is to read: pages with XML, or pictures of single lines, and what to tell of the choice."""
 
     pages: tuple[Page, ...]
     images: tuple[Path, ...]
+    facts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unread:
-    """A line that could not be cut out or decoded, and why."""
+    """A line that could not be cut out or decoded, why, and a way out."""
 
     name: str
     reason: str
+    remedy: str
 
 
 def find_readable(source: Path) -> Found:
     """Return what `source` names: an image, a PAGE or ALTO file, or a folder of either (XML goes first).
+
+    A picture whose PAGE or ALTO file lies beside it is a page.
 
     Raises:
         UsageError: There is no such file or folder.
@@ -48,7 +55,7 @@ def find_readable(source: Path) -> Found:
     if source.is_file():
         if source.suffix.lower() == ".xml":
             return Found(pages=(read_page(source),), images=())
-        return Found(pages=(), images=(source,))
+        return _find_one(source)
     if not source.is_dir():
         raise UsageError(f"There is no file or folder {source}.", "Give a line image, a page's XML, or a folder.")
     files = find_pages(source)
@@ -89,7 +96,7 @@ def read_page_lines(
         try:
             pictures[number] = cut_line(pixels, line, scale=scale, finish=finish)
         except DataError as error:
-            unread.append(Unread(name=f"{page.path.name}#{line.name}", reason=error.cause))
+            unread.append(Unread(name=f"{page.path.name}#{line.name}", reason=error.cause, remedy=error.remedy))
     read = read_lines(trained, list(pictures.values()), micro_batch_size=micro_batch_size)
     by_number = dict(zip(pictures, read, strict=True))
     return [by_number.get(number) for number in range(len(page.lines))], unread
@@ -108,6 +115,14 @@ def read_images(
             yield path, one if isinstance(one, Unread) else next(readings)
 
 
+def is_page(height: int, width: int) -> bool:
+    """Return whether a picture cannot be one line: high in pixels, and higher than half its width.
+
+    Both are asked for: a short line (`No. 5`) may be nearly square, and a long one in a fine scan many pixels high.
+    """
+    return height > MAX_LINE_HEIGHT and 2 * height > width
+
+
 def ocr_task(trained: Trained) -> OcrTask:
     assert isinstance(trained.task, OcrTask)
     return trained.task
@@ -120,6 +135,24 @@ def ocr_config(trained: Trained) -> OcrConfig:
 
 def _opened(path: Path, finish: Finish) -> NDArray[np.uint8] | Unread:
     try:
-        return even_out(read_image(path).rgb, finish)
+        pixels = read_image(path).rgb
     except DataError as error:
-        return Unread(name=str(path), reason=error.cause)
+        return Unread(name=str(path), reason=error.cause, remedy=error.remedy)
+    height, width = pixels.shape[:2]
+    if is_page(height, width):
+        return Unread(
+            name=str(path),
+            reason=f"{width} x {height} pixels are too high for one line, so it looks like a whole page.",
+            remedy=f"Put its PAGE XML or ALTO beside it as {path.stem}.xml, by which `rigfit ocr lines` cuts lines "
+            "too; or give pictures of single lines.",
+        )
+    return even_out(pixels, finish)
+
+
+def _find_one(image: Path) -> Found:
+    """Return a picture as the page that the XML file beside it says, or else as one line."""
+    beside = find_page_beside(image)
+    if beside is None:
+        return Found(pages=(), images=(image,))
+    page = replace(read_page(beside), image=image)
+    return Found(pages=(page,), images=(), facts=(f"{image} is read along the lines of {beside}",))

@@ -5,22 +5,24 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from rigfit.errors import DataError, UsageError
 from rigfit.folders import writable_folder
-from rigfit.recipes.ocr.gallery import Judged, judge, write_gallery
 from rigfit.recipes.ocr.lines import Finish, Shape, cut_line, read_page_image, write_png
-from rigfit.recipes.ocr.metrics import count_edits
 from rigfit.recipes.ocr.pages import Page, find_pages, read_page
-from rigfit.recipes.ocr.samples import LineSamples
-from rigfit.recipes.ocr.transcribe import Unread, find_readable, read_images, read_page_lines
 from rigfit.recipes.ocr.written import Reading, fill_page
-from rigfit.task import Trained
+
+# Torch and transformers take seconds to import, and `lines` needs neither: each verb brings in its own.
+if TYPE_CHECKING:
+    from rigfit.recipes.ocr.gallery import Judged
+    from rigfit.recipes.ocr.transcribe import Unread
+    from rigfit.task import Trained
 
 _LINE_FOLDER, _TABLE = "line_images", "lines.tsv"
+_OWNER = "source.txt"  # which input the results beside it are of
 
 
 def lines(
@@ -64,7 +66,9 @@ def lines(
     with (out / _TABLE).open("w", newline="", encoding="utf-8") as table:
         table.writelines("\t".join(row) + "\n" for row in [("image", "text", "page"), *rows])
     blank = sum(not text for _, text, _ in rows)
-    told = [f"{out / _TABLE}: {len(rows)} lines of {len(files)} pages, {blank} of them without text"]
+    told = [
+        f"{out / _TABLE}: {_counted(len(rows), 'line')} of {_counted(len(files), 'page')}, {blank} of them without text"
+    ]
     if left_out:
         told += [f"left out, {len(left_out)}:", *(f"  {reason}" for reason in left_out[:20])]
     return "\n".join(told)
@@ -75,15 +79,20 @@ def transcribe(trained: Trained, source: Path, *, out: Path, micro_batch_size: i
 
     Args:
         trained: The run.
-        source: The file or folder. A page is read along the lines of its XML; the picture alone is taken for one line.
-        out: Folder for `<page>.txt` and `<page>.xml` (the XML with the texts that were read, and confidences), and for
-            `transcription.tsv` (line, confidence, text).
+        source: The file or folder. A page is read along the lines of its XML, which may lie beside its picture or in
+            `page/` or `alto/`; a picture without is taken for one line.
+        out: Folder for a folder named as the source, with `<page>.txt` and `<page>.xml` (the XML with the texts that
+            were read, and confidences) and `transcription.tsv` (line, confidence, text).
         micro_batch_size: Lines read at once.
     """
+    from rigfit.recipes.ocr.transcribe import Unread, find_readable, read_images, read_page_lines
+
     if micro_batch_size < 1:
         raise UsageError(f"micro_batch_size is {micro_batch_size}.", "Give micro_batch_size as 1 or more.")
     found = find_readable(source)
-    folder = writable_folder(out)
+    if source.is_file() and found.pages:  # a page's picture and its XML are one source
+        source = found.pages[0].path
+    folder = _folder_of(source, out)
     rows: list[tuple[str, Reading]] = []
     unread: list[Unread] = []
     written = []
@@ -98,17 +107,22 @@ def transcribe(trained: Trained, source: Path, *, out: Path, micro_batch_size: i
         else:
             rows.append((str(path), one))
     if not rows:
-        raise DataError(f"Nothing in {source} could be read: {unread[0].reason if unread else 'no lines'}", "Mend it.")
+        reason = unread[0].reason if unread else "its pages hold no lines."
+        raise DataError(
+            f"Nothing in {source} could be read: {reason}", unread[0].remedy if unread else "Give pages with lines."
+        )
+    (folder / _OWNER).write_text(f"{source.resolve()}\n", encoding="utf-8")
     table = folder / "transcription.tsv"
     with table.open("w", newline="", encoding="utf-8") as file:
         file.write("line\tconfidence\ttext\n")
         file.writelines(f"{name}\t{reading.confidence:.4f}\t{reading.text}\n" for name, reading in rows)
     mean = float(np.mean([reading.confidence for _, reading in rows]))
-    told = [reading.text for _, reading in rows[:30]]
+    told = [f"{name}: {reading.text or '(empty)'}" for name, reading in rows[:30]]
     more = [f"... and {len(rows) - 30} more"] if len(rows) > 30 else []
     skipped = [f"not read: {one.name}: {one.reason}" for one in unread]
-    ending = f"{table}: {len(rows)} lines, mean confidence {mean:.3f} (probability per token, not measured accuracy)"
-    return "\n".join([*told, *more, *skipped, *(str(path) for path in written), ending])
+    counted = _counted(len(rows), "line")
+    ending = f"{table}: {counted}, mean confidence {mean:.3f} (probability per token, not measured accuracy)"
+    return "\n".join([*found.facts, *told, *more, *skipped, *(str(path) for path in written), ending])
 
 
 def worst(
@@ -122,6 +136,10 @@ def worst(
         num_samples: Lines shown.
         split: `validation` (held out) or `train`.
     """
+    from rigfit.recipes.ocr.gallery import judge, write_gallery
+    from rigfit.recipes.ocr.metrics import count_edits
+    from rigfit.recipes.ocr.samples import LineSamples
+
     samples = trained.splits.validation if split == "validation" else trained.splits.train
     if not isinstance(samples, LineSamples) or not len(samples):
         raise DataError(f"This run has no {split} lines.", "Use split=train, or a run with held-out lines.")
@@ -134,10 +152,28 @@ def worst(
     edits = count_edits([one.text for one in judged], [one.reading for one in judged])
     return (
         f"CER {edits.cer:.4f}, WER {edits.wer:.4f}, "
-        f"{edits.num_exact} of {edits.num_lines} lines without an error ({split})\n"
-        f"{folder / 'worst.html'}: the {min(num_samples, len(judged))} lines read worst\n"
+        f"{edits.num_exact} of {_counted(edits.num_lines, 'line')} without an error ({split})\n"
+        f"{folder / 'worst.html'}: the {_counted(min(num_samples, len(judged)), 'line')} read worst\n"
         f"{folder / 'lines.csv'}: every line, its text, its reading and its edits"
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _folder_of(source: Path, out: Path) -> Path:
+    """Return the folder in `out` for what is read in `source`, which may replace its own results but no others'.
+
+    Raises:
+        UsageError: Another source of the same name has its results there.
+    """
+    source = source.resolve()
+    folder = writable_folder(out / (source.stem if source.is_file() else source.name or "root"))
+    owner = folder / _OWNER
+    if owner.is_file() and (other := owner.read_text(encoding="utf-8").rstrip("\n")) != str(source):
+        raise UsageError(f"{folder} holds what was read in {other}.", "Give another folder: --out FOLDER.")
+    return folder
 
 
 def _cut_page(
