@@ -98,7 +98,7 @@ def test_stretching_uses_the_whole_range() -> None:
 def test_lines_of_pages_become_a_table_that_can_be_trained_on(tmp_path: Path) -> None:
     write_page(tmp_path, PAGE_XML.replace("10,80 90,80 90,95 10,95", "10,80 10,80 10,80"))
     said = verbs.lines(tmp_path, tmp_path / "out")
-    assert "3 lines of 1 pages, 1 of them without text" in said
+    assert "3 lines of 1 page, 1 of them without text" in said
     assert "Line r1l2 has no area" in said
     source = read_source(tmp_path / "out")
     assert [one.text for one in source.lines] == ["first", "", "third"]
