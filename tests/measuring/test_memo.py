@@ -52,6 +52,15 @@ class Values(nn.Module):
         return y[:, :, :2].where(y[:, :, :2] > 0, 0.5).relu_() + (y + y.exp())[:, :, :2]
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.LSTM(16, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cells(x.flatten(1, 2))[0]
+
+
 def three_steps(build: Callable[[], nn.Module]) -> Trace:
     model = build().train()
     with on_paper(model, CPU, (0, 0)) as recorder:
@@ -67,11 +76,17 @@ def three_steps(build: Callable[[], nn.Module]) -> Trace:
     return recorder.trace(capability=(0, 0), micro_batch_size=2, blocks=(), method="", seconds=0.0)
 
 
-@pytest.mark.parametrize("build", [Attention, Convolutions, Values])
+@pytest.mark.parametrize("build", [Attention, Convolutions, Values, Recurrent])
 def test_a_step_read_with_memory_is_the_step_that_torch_answers_every_time(build, monkeypatch):
     remembered = three_steps(build)
     monkeypatch.setattr(Memo, "recall", lambda *_: (None, None))
     assert three_steps(build) == remembered
+
+
+def test_a_step_is_read_alike_whatever_was_read_before():
+    first = three_steps(Recurrent)
+    three_steps(Attention)
+    assert three_steps(Recurrent) == first
 
 
 def shown(tensor: Tensor) -> tuple[object, ...]:

@@ -16,6 +16,7 @@ from rigfit.training.distributed import World
 from rigfit.training.loader import Loader, Stream
 from rigfit.training.step import StepSettings, accumulate_gradients, count_items
 from rigfit.workload import WorkloadConfig
+from tests.recipes.ocr.toy_lines import SIZES as LINE_SIZES
 from tests.recipes.vqa.tiny import SIZES
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -32,21 +33,7 @@ TINY: dict[str, dict[str, Any]] = {
         "decoder_dim": 16,
         "decoder_layers": 1,
     },
-    "ocr": {
-        "model": "scratch",
-        "encoder_layers": 1,
-        "encoder_width": 16,
-        "encoder_heads": 2,
-        "decoder_layers": 1,
-        "decoder_width": 16,
-        "decoder_heads": 2,
-        "patch_height": 16,
-        "patch_width": 4,
-        "image_height": 16,
-        "image_width": 64,
-        "vocab_size": 40,
-        "max_tokens": 8,
-    },
+    "ocr": {**LINE_SIZES, "patch_width": 4, "max_tokens": 8},
     "vqa": SIZES,
 }
 COUPLED: list[tuple[str, dict[str, Any]]] = [

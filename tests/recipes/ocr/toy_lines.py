@@ -41,20 +41,26 @@ def write_lines(folder: Path, texts: Sequence[str] = TEXTS, *, lines_per_page: i
     return table
 
 
+SIZES: dict[str, Any] = {
+    "model": "scratch",
+    "encoder_layers": 1,
+    "encoder_width": 16,
+    "encoder_heads": 2,
+    "decoder_layers": 1,
+    "decoder_width": 16,
+    "decoder_heads": 2,
+    "patch_height": 16,
+    "image_height": 16,
+    "image_width": 64,
+    "vocab_size": 40,
+}
+"""A TrOCR as small as can be."""
+
+
 def tiny_config(**changes: Any) -> OcrConfig:
     fields: dict[str, Any] = {
-        "model": "scratch",
-        "encoder_layers": 1,
-        "encoder_width": 16,
-        "encoder_heads": 2,
-        "decoder_layers": 1,
-        "decoder_width": 16,
-        "decoder_heads": 2,
-        "patch_height": 16,
+        **SIZES,
         "patch_width": 16,
-        "image_height": 16,
-        "image_width": 64,
-        "vocab_size": 40,
         "max_tokens": 16,
         "validation_fraction": 0.3,
         "effective_batch_size": 4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,7 @@ def test_another_models_config_is_refused(tmp_path: Path) -> None:
         read_architecture(VqaConfig(architecture=str(tmp_path / "config.json")))
 
 
-def test_four_bits_need_bitsandbytes_which_is_told_where_it_is_absent() -> None:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        with pytest.raises(UsageError, match=r"quantization=nf4 needs bitsandbytes(.|\n)*rigfit\[qlora\]"):
-            build_model(VqaConfig(quantization="nf4"))
-    else:
-        pytest.skip("bitsandbytes is installed")
+def test_four_bits_need_bitsandbytes_which_is_told_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # what import finds then is nothing
+    with pytest.raises(UsageError, match=r"quantization=nf4 needs bitsandbytes(.|\n)*rigfit\[qlora\]"):
+        build_model(VqaConfig(quantization="nf4"))

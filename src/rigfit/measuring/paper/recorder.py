@@ -294,6 +294,9 @@ class PaperMode(FakeTensorMode):
         self._is_answering = False
         self._alone = references_when_alone()
         self._memo = Memo(self)
+        # Torch's cache is one for all readings, and forgets that an operator may return one tensor twice (the gradients
+        # of an LSTM's biases): a second reading would differ from the first.
+        self.cache_enabled = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is torch.ops.prim.device.default:  # asked several times per operator
