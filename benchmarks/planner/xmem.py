@@ -34,6 +34,7 @@ from rigfit.hardware.parse import parse_rig
 from rigfit.measuring.paper.build import build_unwritten
 from rigfit.measuring.paper.device import pretend_cuda
 from rigfit.measuring.paper.step import gradients_of, on_paper, state_of
+from rigfit.planning.memory.allocator import least_capacity
 from rigfit.planning.memory.outside import list_outside
 from rigfit.planning.memory.profile import profile_memory
 from rigfit.planning.memory.workspace import read_workspaces, with_workspaces
@@ -121,7 +122,7 @@ def predict(row: dict[str, str], context: int) -> dict[str, Any]:
         "nvml_mib": truth / MIB,
         "live_mib": found.live_bytes / MIB,
         "reserved_mib": found.reserved_bytes / MIB,
-        "needed_mib": found.needed_bytes / MIB,
+        "needed_mib": least_capacity(trace.requests(size)) / MIB,
         "second_runs_mib": second,
         "errors": {
             "reserved": found.reserved_bytes / truth - 1,

@@ -31,7 +31,6 @@ MEMORY = MemoryProfile(
     live_bytes=5 * GIB,
     allocated_bytes=5 * GIB + MIB,
     reserved_bytes=6 * GIB,
-    needed_bytes=5 * GIB + 2 * MIB,
     peak=Moment(
         step=1,
         micro_step=0,

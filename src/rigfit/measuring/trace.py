@@ -126,7 +126,21 @@ class Tracer:
 
     def read_line(self, target: Target, sizes: tuple[int, int]) -> Trace | None:
         """Return the step as lines through two micro-batches, or None where it differs from one size to the other."""
+        missing = [size for size in sizes if (target, size) not in self._traces]
+        if len(missing) > 1:
+            self._read_together(target, missing)
         return combine(self.read(target, sizes[0]), self.read(target, sizes[1]))
+
+    def _read_together(self, target: Target, sizes: Sequence[int]) -> None:
+        """Read several micro-batches at once; what fails is left for `read`, which tells it."""
+        try:
+            answers = self._child_for(target).ask(target, sizes)
+        except _ChildLostError:
+            self._end_child()
+            return
+        for size, (answer, text) in zip(sizes, answers, strict=True):
+            if answer["kind"] == "trace":
+                self._traces[target, size] = self._noted(trace_from_json(text))
 
     def _read(self, target: Target, micro_batch_size: int) -> Trace:
         while True:
@@ -148,21 +162,28 @@ class Tracer:
                 self._method, self._why_rewritten = _REWRITE, str(lost)
 
     def _ask(self, target: Target, micro_batch_size: int) -> Trace:
+        child = self._child_for(target)
+        answer, text = child.ask(target, [micro_batch_size])[0]
+        if answer["kind"] == "failure" and child.method == _PRETEND and _wanted_a_card(answer["text"]):
+            raise _ChildLostError(answer["text"])
+        if answer["kind"] != "trace":
+            raise _refusal(answer, micro_batch_size, self._sizes_read(target))
+        return self._noted(trace_from_json(text))
+
+    def _child_for(self, target: Target) -> _Child:
         method = _REWRITE if target.device_kind == "cpu" else self._method
         if self._child is not None and self._child.method != method:
             self._end_child()
         if self._child is None:
             self._child = _Child(self._subject, method, time_limit=self._time_limit)
-        answer, text = self._child.ask(target, micro_batch_size)
-        if answer["kind"] == "failure" and method == _PRETEND and _wanted_a_card(answer["text"]):
-            raise _ChildLostError(answer["text"])
-        if answer["kind"] != "trace":
-            raise _refusal(answer, micro_batch_size, self._sizes_read(target))
-        found = trace_from_json(text)
-        if self._why_rewritten and target.device_kind == "cuda":
-            note = f"The first way to read a step for CUDA did not work with this torch: {self._why_rewritten}."
-            found = replace(found, notes=(*found.notes, note))
-        return found
+        return self._child
+
+    def _noted(self, trace: Trace) -> Trace:
+        """Return the trace with a note where the first way of reading did not work."""
+        if not self._why_rewritten or trace.device_kind != "cuda":
+            return trace
+        note = f"The first way to read a step for CUDA did not work with this torch: {self._why_rewritten}."
+        return replace(trace, notes=(*trace.notes, note))
 
     def _sizes_read(self, target: Target) -> list[int]:
         return sorted(size for read_for, size in self._traces if read_for == target)
@@ -184,7 +205,6 @@ class _Child:
         self.method = method
         self._time_limit = time_limit
         self._folder = tempfile.TemporaryDirectory(prefix="rigfit-paper-")
-        self._number = 0
         self._doing = ", before the first one began"
         folder = Path(self._folder.name)
         subject_file = folder / "subject.json"
@@ -207,33 +227,34 @@ class _Child:
         if ready["kind"] != "ready":
             raise self._lost(str(ready.get("text", "it said nothing")))
 
-    def ask(self, target: Target, micro_batch_size: int) -> tuple[dict[str, Any], str]:
-        """Return the answer and, where it is a trace, its text."""
-        self._number += 1
-        self._doing = f", at a micro-batch of {micro_batch_size}"
-        file = Path(self._folder.name, f"trace-{self._number}.json")
-        question = {
-            "device_kind": target.device_kind,
-            "capability": target.capability,
-            "precision": target.precision,
-            "recomputed": target.recomputed,
-            "channels_last": target.channels_last,
-            "micro_batch_size": micro_batch_size,
-            "file": str(file),
-        }
+    def ask(self, target: Target, sizes: Sequence[int]) -> list[tuple[dict[str, Any], str]]:
+        """Return the answer for each micro-batch and, where it is a trace, its text."""
+        self._doing = f", at a micro-batch of {' or '.join(map(str, sizes))}"
+        files = [Path(self._folder.name, f"trace-{size}.json") for size in sizes]
+        parts = [
+            {
+                "device_kind": target.device_kind,
+                "capability": target.capability,
+                "precision": target.precision,
+                "recomputed": target.recomputed,
+                "channels_last": target.channels_last,
+                "micro_batch_size": size,
+                "file": str(file),
+            }
+            for size, file in zip(sizes, files, strict=True)
+        ]
         stdin = self._process.stdin
         assert stdin is not None
         try:
-            stdin.write(json.dumps(question) + "\n")
+            stdin.write(json.dumps({"parts": parts}) + "\n")
             stdin.flush()
         except OSError:
             raise self._lost("") from None
-        answer = self._next_answer()
-        if answer["kind"] != "trace":
-            return answer, ""
-        text = file.read_text(encoding="utf-8")
-        file.unlink()
-        return answer, text
+        answers = [self._next_answer() for _ in sizes]
+        return [
+            (answer, _take(file) if answer["kind"] == "trace" else "")
+            for answer, file in zip(answers, files, strict=True)
+        ]
 
     def end(self) -> None:
         """End the process and remove its folder."""
@@ -276,6 +297,12 @@ class _Child:
         if not text and code == _KILLED:
             text = _TOO_LITTLE_MEMORY
         return _ChildLostError(text or f"exit code {code}, {last}")
+
+
+def _take(file: Path) -> str:
+    text = file.read_text(encoding="utf-8")
+    file.unlink()
+    return text
 
 
 def _wanted_a_card(text: str) -> bool:

@@ -279,9 +279,19 @@ def _not_shared(effective: int, world_size: int, pinned: int | None, bounds: Bou
 
 
 def _nothing_usable(candidates: tuple[Candidate, ...], effective: int, world_size: int, bounds: Bounds) -> RigfitError:
-    neighbours = _neighbours(effective, world_size, lambda n: _largest_usable(n, world_size, bounds) > 0)
-    other = f"Use effective_batch_size={' or '.join(str(n) for n in neighbours)}." if neighbours else ""
     too_large = [candidate for candidate in candidates if candidate.is_too_large]
+    least_too_large = too_large[0].micro_batch_size if too_large else None
+
+    def may_work(size: int) -> bool:
+        return (least_too_large is None or size < least_too_large) and bounds.refusal(size) is None
+
+    def works(other: int) -> bool:
+        # What a micro-batch needs is worked out only for a batch that allows smaller ones than what was too large.
+        is_smaller = any(may_work(size) for size in _divisors(other // world_size))
+        return is_smaller and _largest_usable(other, world_size, bounds) > 0
+
+    neighbours = _neighbours(effective, world_size, works)
+    other = f"Use effective_batch_size={' or '.join(str(n) for n in neighbours)}." if neighbours else ""
     if not too_large:
         return UsageError(f"No micro-batch can be trained: {candidates[-1].refusal}", other)
     smallest = too_large[0]

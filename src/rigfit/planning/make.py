@@ -143,10 +143,12 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
     choice = search(config, rig, prices)
     said = [*choice.notes, *(choice.costs.trace.notes if isinstance(choice.costs, PaperCosts) else ())]
     is_equal = len(set(choice.layout.micro_batch_sizes)) == 1
-    if choice.costs is not None and config.micro_batch_size is None and is_equal:
+    # Not `choice.costs`, which may hold at the chosen micro-batch alone.
+    lines = prices.costs(choice.variant) if prices is not None else None
+    if lines is not None and config.micro_batch_size is None and is_equal:
         limit = limit_of(config, rig)
         note = note_coarse_batch(
-            choice.layout, profile=choice.costs, memory_limit=limit, refusal=config.refusal, kind=rig.kind
+            choice.layout, profile=lines, memory_limit=limit, refusal=config.refusal, kind=rig.kind
         )
         said += [note] if note else []
     cost = _predict(choice.layout, choice.costs)

@@ -1,11 +1,13 @@
 """The process that reads steps on paper: `python -m rigfit.measuring.paper.answer subject.json`.
 
-One line of standard input asks for one trace and names the file the answer goes to; a line on standard output says
-that it is there. The process stays, so that torch is imported once however many traces a search needs.
+One line of standard input asks for traces at some micro-batches and names the files they go to; a line on standard
+output for each of them says that it is there. The process stays, so that torch is imported once however many traces a
+search needs; where it can, it lets a fork of itself read each, several at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -13,6 +15,8 @@ import re
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from rigfit.errors import RigfitError
 from rigfit.measuring.failure import TASK_FAILURES, describe_failure, phase_of, place_of
 from rigfit.measuring.paper.built import BuiltTask
 from rigfit.measuring.paper.device import pretend_cuda
+from rigfit.measuring.paper.forks import may_fork, run_in_forks
 from rigfit.measuring.paper.step import PaperTarget, read_step
 from rigfit.measuring.subject import one_batch, read_config
 from rigfit.planning.trace import Trace, trace_to_json
@@ -34,6 +39,8 @@ from rigfit.planning.variant import Recomputed
 from rigfit.recipes import build_task
 from rigfit.task import Batch
 from rigfit.workload import Recipe, WorkloadConfig
+
+_Job = Callable[[], dict[str, Any]]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -59,9 +66,31 @@ def main(subject_file: str) -> int:
     built = BuiltTask(lambda: build_task(recipe, config))
     for line in sys.stdin:
         question = json.loads(line)
-        answer = _answer(question, recipe, config, folder, built, is_rewritten=subject["method"] == "rewrite")
-        print(json.dumps(answer), file=speak, flush=True)
+        jobs = [
+            partial(_answer, part, recipe, config, folder, built, is_rewritten=subject["method"] == "rewrite")
+            for part in question["parts"]
+        ]
+        for answer in _do(jobs, built, is_channels_last=question["parts"][0]["channels_last"]):
+            print(json.dumps(answer), file=speak, flush=True)
     return 0
+
+
+def _do(jobs: Sequence[_Job], built: BuiltTask, *, is_channels_last: bool) -> Iterator[dict[str, Any]]:
+    """Do the jobs, in forks of this process where that is possible, else one after the other."""
+    found: list[dict[str, Any] | None] = [None] * len(jobs)
+    if may_fork():
+        with contextlib.suppress(Exception):  # whatever it is: it is told by the job that meets it again
+            built.build(is_channels_last=is_channels_last)
+            found = run_in_forks(jobs, begin=_begin_fork)
+    for job, answer in zip(jobs, found, strict=True):
+        yield job() if answer is None else answer
+
+
+def _begin_fork() -> None:
+    _end_with_the_asker()
+    # Torch replaces its pool of threads at the first use after a fork. Autograd's threads would all try it at once, and
+    # abort the process; so it is done here, by the only thread.
+    torch.set_num_threads(1)
 
 
 def _end_with_the_asker() -> None:
@@ -109,7 +138,7 @@ def _answer(
 
 def _read(built: BuiltTask, batch: Batch, config: WorkloadConfig, target: PaperTarget, *, is_rewritten: bool) -> Trace:
     """Return the trace; where a task that was read before fails, it is built anew, and what happens then counts."""
-    if built.is_kept:
+    if built.was_given:
         try:
             task = built.take(is_channels_last=target.channels_last)
             return read_step(task, batch, config, target, is_rewritten=is_rewritten, was_read_before=True)

@@ -24,14 +24,15 @@ class BuiltTask:
         self._task: Task | None = None
         self._as_built: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
         self._is_channels_last = False
+        self._was_given = False
 
     @property
-    def is_kept(self) -> bool:
+    def was_given(self) -> bool:
         """Whether the next reading gets a task that was given out before."""
-        return self._task is not None
+        return self._was_given
 
-    def take(self, *, is_channels_last: bool) -> Task:
-        """Return the task as it was built.
+    def build(self, *, is_channels_last: bool) -> Task:
+        """Return the task without giving it out; it is built unless it is there.
 
         Changing the memory format changes the built parameters themselves, so each format has its own build.
         """
@@ -40,15 +41,21 @@ class BuiltTask:
         if self._task is None:
             self._task, self._is_channels_last = build_unwritten(self._build), is_channels_last
             self._as_built = [(module, type(module), _copied(module.__dict__)) for module in self._task.modules()]
+        return self._task
+
+    def take(self, *, is_channels_last: bool) -> Task:
+        """Return the task as it was built."""
+        task = self.build(is_channels_last=is_channels_last)
+        self._was_given = True
         for module, kind, attributes in self._as_built:
             module.__class__ = kind  # a lazy module becomes another one in its first pass
             module.__dict__.clear()
             module.__dict__.update(_copied(attributes))
-        return self._task
+        return task
 
     def forget(self) -> None:
         """Build anew the next time."""
-        self._task, self._as_built = None, []
+        self._task, self._as_built, self._was_given = None, [], False
 
 
 def _copied(attributes: dict[str, Any]) -> dict[str, Any]:

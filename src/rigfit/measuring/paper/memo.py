@@ -19,6 +19,8 @@ _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device
 _META = torch.device("meta")
 _LEFT_TO_TORCH = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view})
 
+_MAKERS = frozenset({"aten::zeros", "aten::ones", "aten::full", "aten::empty", "aten::empty_strided"})
+
 
 class _Given(NamedTuple):
     """A result that is an argument itself: an operator that works in place."""
@@ -47,7 +49,7 @@ class Memo:
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
-        self._known: dict[tuple[Any, ...], tuple[bool, list[_Result]]] = {}
+        self._known: dict[tuple[Any, ...], tuple[type, list[_Result]]] = {}
 
     def recall(
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -61,8 +63,10 @@ class Memo:
         if way == "torch":
             return None, None
         if way == "list in place":  # a key would be as long as the model has parameters
-            is_plain = all(type(tensor) is FakeTensor and tensor.constant is None for tensor in _tensors(args))
-            return ((None,) if is_plain and not kwargs else None), None
+            is_plain = not kwargs and all(self._is_plain(tensor) for tensor in _tensors(args))
+            return ((None,) if is_plain else None), None
+        if way == "new" and type(kwargs.get("device")) is not torch.device:  # which device is another's to say
+            return None, None
         if way == "view":
             return self._view(func, args, kwargs), None
         parts: list[Any] = [func, torch.get_default_dtype()]
@@ -72,8 +76,8 @@ class Memo:
         found = self._known.get(key)
         return None if found is None else self._again(found, args), key
 
-    def _again(self, found: tuple[bool, list[_Result]], args: tuple[Any, ...]) -> tuple[Any]:
-        is_several, results = found
+    def _again(self, found: tuple[type, list[_Result]], args: tuple[Any, ...]) -> tuple[Any]:
+        kind, results = found
         out = [
             FakeTensor(self._mode, _empty(result), result.device)
             if type(result) is _Made
@@ -82,14 +86,14 @@ class Memo:
             else None
             for result in results
         ]
-        return (tuple(out) if is_several else out[0],)
+        return (out[0] if kind is FakeTensor else kind(out),)
 
     def learn(self, key: tuple[Any, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
         """Keep what torch returned, under the key that `recall` gave, if it says all there is to know."""
         taken = {tensor.untyped_storage()._cdata for tensor in _tensors((args, tuple(kwargs.values())))}
-        is_several = type(out) is tuple
+        kind = next((kind for kind in (tuple, list) if isinstance(out, kind)), FakeTensor)
         results: list[_Result] = []
-        for one in out if is_several else (out,):
+        for one in (out,) if kind is FakeTensor else out:
             if one is None:
                 results.append(None)
                 continue
@@ -97,7 +101,7 @@ class Memo:
             if result is None:
                 return
             results.append(result)
-        self._known[key] = (is_several, results)
+        self._known[key] = (kind, results)
 
     def _result(self, tensor: Any, args: tuple[Any, ...], taken: set[int]) -> _Result:
         """Return how to make `tensor` again, or None where that is not known; its storage is taken from then on."""
@@ -116,21 +120,25 @@ class Memo:
 
     def _view(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any] | None:
         """Look at memory in another way: torch's own kernel for tensors without storage says how."""
-        viewed = args[0] if args else None
-        if type(viewed) is not FakeTensor or viewed.constant is not None or viewed.fake_mode is not self._mode:
+        if not args or not self._is_plain(args[0]):
             return None
+        device = args[0].fake_device
         with in_kernel_invocation_manager(self._mode):
             out = func(*args, **kwargs)
         if type(out) is Tensor:
-            return (FakeTensor(self._mode, out, viewed.fake_device),)
-        return (type(out)(FakeTensor(self._mode, one, viewed.fake_device) for one in out),)
+            return (FakeTensor(self._mode, out, device),)
+        return (type(out)(FakeTensor(self._mode, one, device) for one in out),)
+
+    def _is_plain(self, value: Any) -> bool:
+        """Return whether a value is a tensor of this reading whose values nobody knows."""
+        return type(value) is FakeTensor and value.constant is None and value.fake_mode is self._mode
 
     def _describe(self, values: Iterable[Any], key: list[Any]) -> bool:
         """Add to `key` what a result may depend on; return False where there is more to it than is known here."""
         for value in values:
             kind = type(value)
             if kind is FakeTensor:
-                if value.constant is not None or value.fake_mode is not self._mode or value.is_conj():
+                if not self._is_plain(value) or value.is_conj():
                     return False
                 key += (value.shape, value.stride(), value.dtype, value.fake_device)
             elif kind in _PLAIN:  # the type too: 1 and 1.0 are the same key and not the same argument
@@ -149,7 +157,7 @@ def _empty(made: _Made) -> Tensor:
 
 
 @cache
-def _way(func: Any) -> Literal["torch", "list in place", "view", "shapes"]:
+def _way(func: Any) -> Literal["torch", "list in place", "view", "shapes", "new"]:
     """Return how results of an operator can be had: from torch alone, or quicker."""
     if not isinstance(func, torch._ops.OpOverload) or func.namespace != "aten" or _LEFT_TO_TORCH & set(func.tags):
         return "torch"
@@ -161,8 +169,8 @@ def _way(func: Any) -> Literal["torch", "list in place", "view", "shapes"]:
         is_list = "::_foreach_" in name or "::_fused_" in name
         return "list in place" if is_list else "torch"
     if any(argument.type.kind() == "TensorType" for argument in func._schema.arguments):
-        return "view" if func.is_view else "shapes"
-    return "torch"  # no tensor to take the device from
+        return "view" if func.is_view or func is torch.ops.aten._unsafe_view.default else "shapes"
+    return "new" if name in _MAKERS else "torch"
 
 
 def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:

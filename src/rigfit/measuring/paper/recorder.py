@@ -301,8 +301,6 @@ class PaperMode(FakeTensorMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is torch.ops.prim.device.default:  # asked several times per operator
             return args[0].fake_device
-        if self.refuses_leftovers and self._depth == 0 and self._is_leftover((args, kwargs)):
-            raise LeftoverError(str(func))
         if self._depth == 0 and adds_in_place(func, args, kwargs or {}, self._alone):
             func = torch.ops.aten.add_.Tensor
         self._depth += 1
@@ -323,8 +321,10 @@ class PaperMode(FakeTensorMode):
     def _run(self, func: Any, types: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...] | None]:
         """Return what an operator returns, and what it has in common with calls that return the same."""
         known, key = self._memo.recall(func, args, kwargs)
-        if known is not None:
+        if known is not None:  # then every tensor is of this reading
             return known[0], key
+        if self.refuses_leftovers and self._depth == 1 and self._is_leftover((args, kwargs)):
+            raise LeftoverError(str(func))
         out = super().__torch_dispatch__(func, types, args, kwargs)
         if key is not None:
             self._memo.learn(key, args, kwargs, out)

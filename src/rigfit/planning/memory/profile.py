@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from rigfit.planning.memory.allocator import least_capacity, replay
+from rigfit.planning.memory.allocator import replay
 from rigfit.planning.memory.sharing import is_inside
 from rigfit.planning.trace import Kind, Phase, Trace
 from rigfit.units import MIB
@@ -61,7 +61,6 @@ class MemoryProfile:
         live_bytes: Highest sum of bytes of all tensors alive at once.
         allocated_bytes: Highest allocated, as `torch.cuda.max_memory_allocated` counts: live bytes, rounded.
         reserved_bytes: Highest reserved by the allocator with room to spare, as `max_memory_reserved` counts.
-        needed_bytes: Least the allocator can do with: below it, the step runs out of memory.
         peak: What is alive at the peak.
         timeline: At most 240 points of the second step.
     """
@@ -70,7 +69,6 @@ class MemoryProfile:
     live_bytes: int
     allocated_bytes: int
     reserved_bytes: int
-    needed_bytes: int
     peak: Moment
     timeline: tuple[Point, ...]
 
@@ -92,7 +90,6 @@ def profile_memory(trace: Trace, micro_batch_size: int, *, expandable_segments: 
         live_bytes=trace.peak_live_bytes(micro_batch_size),
         allocated_bytes=found.peak_allocated,
         reserved_bytes=found.peak_reserved,
-        needed_bytes=least_capacity(requests, expandable_segments=expandable_segments),
         peak=_moment(trace, sizes, found.peak_position),
         timeline=_timeline(trace, sizes),
     )
