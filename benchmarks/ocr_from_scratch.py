@@ -78,7 +78,7 @@ def write_tables(work: Path, lines: Path) -> None:
 
 def figures_of(run: Path) -> dict[str, Any]:
     """Return the CER of every evaluation, with the step, minutes since the run began, and the best constant."""
-    records = list(read_records(run / "metrics.jsonl"))
+    records = list(read_records(run))
     began = records[0]["time"]
     return {
         "best_constant_cer": next((r["baseline"].get("cer") for r in records if r["kind"] == "validation"), None),
