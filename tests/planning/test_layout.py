@@ -266,3 +266,24 @@ def test_no_note_where_small_micro_batches_are_as_fast():
     profile = profile_of(per_sample=1, seconds=0.1)
     layout, _ = derive_layout(74, 2, micro_batch_size=None, profile=profile, memory_limit=30, refusal=accept)
     assert note_coarse_batch(layout, profile=profile, memory_limit=30, refusal=accept) is None
+
+
+def test_other_batches_are_not_weighed_where_the_smallest_micro_batch_is_too_large():
+    asked: list[int] = []
+
+    class Heavy:
+        source = Source.ESTIMATED
+        smallest_measured = 1
+
+        def peak_bytes(self, micro_batch_size: int) -> int:
+            asked.append(micro_batch_size)
+            return GIB + micro_batch_size
+
+        upper_bytes = peak_bytes
+
+        def samples_per_second(self, micro_batch_size: int) -> float:
+            return 0.0
+
+    with pytest.raises(DoesNotFitError, match="The smallest micro-batch, 1 sample"):
+        derive_layout(8, 1, micro_batch_size=None, profile=Heavy(), memory_limit=GIB, refusal=accept)
+    assert set(asked) == {1, 2, 4, 8}

@@ -11,10 +11,12 @@ import pytest
 from rigfit.hardware.parse import parse_rig
 from rigfit.measuring.prices import paper_prices
 from rigfit.measuring.trace import Tracer
+from rigfit.new_run import plan_of
 from rigfit.planning.choice import Choice
 from rigfit.planning.search import NothingFitsError, search
 from rigfit.planning.ways import larger_cards, more_cards
 from rigfit.recipes import load_recipe
+from rigfit.workload import Workload
 
 WIDE = str(Path(__file__).with_name("wide_task.py"))
 
@@ -97,3 +99,17 @@ def test_a_step_with_moments_in_8_bits_is_not_sharded() -> None:
         Asked(tracer, values).on("2x gtx-1650")
     assert "fully_shard" not in str(caught.value)
     assert {candidate.variant.strategy for candidate in caught.value.candidates} == {"ddp"}
+
+
+def test_a_share_that_divides_badly_is_noted_on_cards() -> None:
+    recipe = load_recipe(WIDE)
+    values: dict[str, Any] = {"width": 4096, "num_layers": 8, "img_size": 40, "strategy": "ddp"}
+    config = recipe.config(**values, activation_checkpointing=False, effective_batch_size=74)
+    workload = Workload(recipe=recipe, config=config, stage_configs=(config,))
+    plan = plan_of(workload, parse_rig("2x t4", gpus=(), num_cores=2), None, is_told=False)
+    one, whole = plan.stages[0].candidates
+    assert (one.micro_batch_size, one.refusal) == (1, None)
+    assert (whole.micro_batch_size, whole.is_too_large) == (37, True)
+    (note,) = plan.facts
+    assert note.startswith("37 samples per GPU and step divide into micro-batches of at most 1 here, though memory")
+    assert note.endswith("An effective batch of 72 would allow micro-batches of 18.")
