@@ -1,4 +1,4 @@
-"""Bytes inside, GiB where a person reads; seconds inside, hours and minutes where a person reads."""
+"""Numbers as a person reads them: GiB for bytes, hours and minutes for seconds, nouns in the right number."""
 
 from __future__ import annotations
 
@@ -35,3 +35,8 @@ def format_speed(per_second: float) -> str:
         return f"{per_second:.3g}"
     unit = 10 ** max(0, len(f"{per_second:.0f}") - 3)
     return f"{round(per_second / unit) * unit:,}"
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 sample`, `29,300 samples`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -7,7 +7,8 @@ from math import ceil
 
 from rigfit.planning.make import with_data
 from rigfit.planning.plan import Duration, Plan, StagePlan
-from rigfit.planning.words import count, rank_word
+from rigfit.planning.words import rank_word
+from rigfit.units import count
 
 SITTING_HOURS = 12
 """What free notebooks and many queues grant at a time (Kaggle: 12 hours, kaggle.com/docs/notebooks)."""

@@ -12,8 +12,8 @@ from rigfit.hardware.rig import DeviceKind, Rig
 from rigfit.planning.costs import Costs
 from rigfit.planning.plan import BatchLayout, Candidate, Source
 from rigfit.planning.variant import PLAIN, Variant
-from rigfit.planning.words import count, rank_word
-from rigfit.units import format_bytes
+from rigfit.planning.words import rank_word
+from rigfit.units import count, format_bytes
 from rigfit.workload import WorkloadConfig
 
 Refusal = Callable[[int], str | None]

@@ -15,8 +15,8 @@ from rigfit.planning.memory.limit import memory_limit
 from rigfit.planning.memory.moments import in_8_bits
 from rigfit.planning.trace import Kind
 from rigfit.planning.variant import Variant
-from rigfit.planning.words import count, rank_word
-from rigfit.units import GIB, format_bytes
+from rigfit.planning.words import rank_word
+from rigfit.units import GIB, count, format_bytes
 from rigfit.workload import WorkloadConfig
 
 MOST_WAYS = 3

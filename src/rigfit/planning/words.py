@@ -1,14 +1,10 @@
-"""Numbers with their nouns, as every sentence of a plan says them."""
+"""Ranks and layouts, as every sentence of a plan says them."""
 
 from __future__ import annotations
 
 from rigfit.hardware.rig import DeviceKind
 from rigfit.planning.plan import BatchLayout
-
-
-def count(number: int, noun: str) -> str:
-    """Return `1 sample`, `29,300 samples`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+from rigfit.units import count
 
 
 def rank_word(kind: DeviceKind, number: int = 1) -> str:

@@ -115,7 +115,7 @@ def test_overlong_training_lines_are_reported_bounded_and_never_cut(tmp_path: Pa
     _, splits = prepare(tmp_path, data=str(table), validation_fraction=0.0, max_overlong_fraction=0.15)
     texts = {lines_of(splits.train).text(row) for row in range(len(splits.train))}
     assert texts == set(TEXTS)
-    assert any("2 training lines (14.3%) are longer and left out" in fact for fact in splits.facts)
+    assert any("left out: 2 training lines (14.3%) with a longer label" in fact for fact in splits.facts)
 
 
 def test_overlong_held_out_lines_are_compared_whole(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_overlong_held_out_lines_are_compared_whole(tmp_path: Path) -> None:
     validation = lines_of(splits.validation)
     assert [validation.text(row) for row in range(2)] == [LONG, "abc"]
     assert len(validation.label(0)) == 31
-    assert any("1 held-out lines are longer and are compared whole" in fact for fact in splits.facts)
+    assert any("1 held-out line with a longer label, compared whole" in fact for fact in splits.facts)
 
 
 def test_unknown_characters_are_named_the_commonest_first(tmp_path: Path) -> None:

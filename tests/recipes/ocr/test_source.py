@@ -112,7 +112,7 @@ def test_blank_missing_and_unreadable_lines_are_left_out_and_listed_never_made_u
     assert "01.png,the text is blank" in listed
     assert "gone.png,the image is missing" in listed
     assert "03.png" in listed
-    assert any("1 lines have a blank text" in fact for fact in splits.facts)
+    assert any("left out: 1 line with a blank text" in fact for fact in splits.facts)
 
 
 def test_an_empty_folder_and_a_missing_one_are_refused(tmp_path: Path) -> None:

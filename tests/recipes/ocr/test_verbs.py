@@ -74,6 +74,24 @@ def _read_beside_picture(folder: Path) -> object:
     return read_page(folder / "again" / "scan.xml")
 
 
+def test_pages_that_share_a_name_keep_their_own_lines_and_results(trained: Trained, tmp_path: Path) -> None:
+    for part in ("a", "b"):
+        (tmp_path / "pages" / part).mkdir(parents=True)
+        write_page(tmp_path / "pages" / part, PAGE_XML)
+    verbs.transcribe(trained, tmp_path / "pages", out=tmp_path / "out")
+    results = tmp_path / "out" / "pages"
+    assert {path.relative_to(results).as_posix() for path in results.rglob("scan.*")} == {
+        *("a/scan.xml", "a/scan.txt", "b/scan.xml", "b/scan.txt")
+    }
+    table = (results / "transcription.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    assert [row.split("#")[0] for row in table] == ["a/scan.xml"] * 4 + ["b/scan.xml"] * 4
+    verbs.lines(tmp_path / "pages", tmp_path / "cut", min_width=1)
+    rows = [row.split("\t") for row in (tmp_path / "cut" / "lines.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+    assert {page for *_, page in rows} == {"a/scan", "b/scan"}
+    assert len({image for image, *_ in rows}) == len(rows) == 8
+    assert all((tmp_path / "cut" / image).is_file() for image, *_ in rows)
+
+
 def test_a_line_whose_outline_is_no_area_is_told_and_left_without_text(trained: Trained, tmp_path: Path) -> None:
     path = write_page(tmp_path, PAGE_XML.replace("10,80 90,80 90,95 10,95", "10,80 10,80 10,80"))
     said = verbs.transcribe(trained, path, out=tmp_path / "out")

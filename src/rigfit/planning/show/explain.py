@@ -12,8 +12,8 @@ from rigfit.planning.learning_rate import format_rate
 from rigfit.planning.memory.limit import describe_memory_limit
 from rigfit.planning.plan import Duration, Plan, Source, StagePlan
 from rigfit.planning.show.table import told_device
-from rigfit.planning.words import count, describe_layout, rank_word
-from rigfit.units import format_bytes, format_seconds, format_speed
+from rigfit.planning.words import describe_layout, rank_word
+from rigfit.units import count, format_bytes, format_seconds, format_speed
 
 _WIDTH = 100
 _LABEL_WIDTH = 18

@@ -16,6 +16,7 @@ from rigfit.recipes.autoencoder.samples import TileSamples
 from rigfit.recipes.autoencoder.split import Split, split_tiles
 from rigfit.recipes.autoencoder.terrain import SAMPLE_FACT, count_sample_tiles, write_sample
 from rigfit.recipes.autoencoder.tiles import LOOSE, BadFile, FoundFile, Progress, Tile, find_files, look_at
+from rigfit.units import count
 from rigfit.workload import Splits
 
 SAMPLE_NAME = "sample"
@@ -146,7 +147,7 @@ def _choose_files(files: Sequence[FoundFile], asked: set[int | None]) -> tuple[l
     if absent:
         facts.append(f"{len(absent)} places have no tiles there and are left out: {_some(sorted(absent))}")
     if len(in_pyramid) < len(files):
-        facts.append(f"{_pictures(len(files) - len(in_pyramid))} outside z/x/y folders are left out")
+        facts.append(f"left out: {count(len(files) - len(in_pyramid), 'picture')} outside z/x/y folders")
     return chosen, facts
 
 
@@ -175,7 +176,9 @@ def _drop_twins(tiles: list[Tile]) -> tuple[list[Tile], list[str]]:
         key = (tile.path,) if tile.zoom == LOOSE else (tile.place, tile.zoom, tile.x, tile.y)
         kept.setdefault(key, tile)
     num_dropped = len(tiles) - len(kept)
-    fact = [f"{_pictures(num_dropped)} at coordinates that another file has too are left out"] if num_dropped else []
+    fact = (
+        [f"left out: {count(num_dropped, 'picture')} at coordinates that another file has too"] if num_dropped else []
+    )
     return list(kept.values()), fact
 
 
@@ -200,7 +203,9 @@ def _finest_zoom(config: AutoencoderConfig, tiles: Sequence[Tile]) -> int:
 
 def _describe_files(tiles: Sequence[Tile], bad: Sequence[BadFile]) -> list[str]:
     kinds = Counter(f"{tile.format} {tile.mode}" for tile in tiles)
-    facts = [f"{_pictures(len(tiles))}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())]
+    facts = [
+        f"{count(len(tiles), 'picture')}: " + ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+    ]
     misnamed = Counter(
         (PurePosixPath(tile.path).suffix.lower(), tile.format) for tile in tiles if not _suffix_is_true(tile)
     )
@@ -249,10 +254,6 @@ def _find_root(index: Index, config: AutoencoderConfig, folder: Path) -> Path:
     if not root.is_dir():
         raise DataError(f"The pictures of this run are gone: {root} does not exist.", "Put the folder back.")
     return root
-
-
-def _pictures(count: int) -> str:
-    return f"{count} picture" if count == 1 else f"{count} pictures"
 
 
 def _some(names: Sequence[str], limit: int = 3) -> str:

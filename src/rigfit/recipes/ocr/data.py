@@ -26,6 +26,7 @@ from rigfit.recipes.ocr.samples import Entry, LineSamples
 from rigfit.recipes.ocr.source import Line, Source, read_source
 from rigfit.recipes.ocr.split import choose_kind, held_out_groups
 from rigfit.recipes.ocr.tokens import TRAINED_HERE, Tokens, open_tokens, train_tokens
+from rigfit.units import count
 from rigfit.workload import Splits
 
 Progress = Callable[[int, int], None]
@@ -158,7 +159,7 @@ def _clean(source: Source, config: OcrConfig) -> tuple[list[_Labelled], list[Bad
     changed = sum(one.text != one.line.text.strip() for one in labelled)
     facts = [f"texts in Unicode form {config.unicode_form}, white space as single spaces: {changed:,} changed by it"]
     if bad:
-        facts.append(f"{len(bad):,} lines have a blank text and are left out: listed in {QUARANTINE}")
+        facts.append(f"left out: {count(len(bad), 'line')} with a blank text, listed in {QUARANTINE}")
     labelled = [one for one in labelled if one.text]
     if not any(not one.is_held_out for one in labelled):
         _refuse_too_many(source.bad, len(source.bad), config)
@@ -229,9 +230,13 @@ def _without_overlong(
             f"{remedy}, or leave them out: max_overlong_fraction={min(1.0, int(share * 100 + 1) / 100)}.",
         )
     if num_long:
-        facts.append(f"{num_long:,} training lines ({share:.1%}) are longer and left out: listed in {QUARANTINE}")
+        facts.append(
+            f"left out: {count(num_long, 'training line')} ({share:.1%}) with a longer label, listed in {QUARANTINE}"
+        )
     if num_held:
-        facts.append(f"{num_held:,} held-out lines are longer and are compared whole: the end of them counts as errors")
+        facts.append(
+            f"{count(num_held, 'held-out line')} with a longer label, compared whole: what is beyond counts as errors"
+        )
     keep = [int(number) for number in np.flatnonzero(~(is_long & is_train))]
     names = [
         (one.line.name, f"{len(ids)} tokens, more than max_tokens={config.max_tokens}")

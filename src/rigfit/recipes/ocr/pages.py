@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,6 +60,14 @@ class Page:
 def find_pages(folder: Path) -> list[Path]:
     """Return the PAGE and ALTO files in `folder` and below, by name; other XML (METS, metadata) is passed over."""
     return [path for path in sorted(folder.rglob("*.xml")) if path.is_file() and _kind_of_file(path) is not None]
+
+
+def name_pages(files: Sequence[Path], source: Path) -> list[str]:
+    """Return a name of each page's own: its stem, or its path below `source` where another page has that stem."""
+    stems = Counter(file.stem for file in files)
+    return [
+        file.stem if stems[file.stem] == 1 else file.relative_to(source).with_suffix("").as_posix() for file in files
+    ]
 
 
 def find_page_beside(image: Path) -> Path | None:

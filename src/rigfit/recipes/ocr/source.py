@@ -11,6 +11,7 @@ from rigfit.errors import DataError, UsageError
 from rigfit.images.decode import SUFFIXES
 from rigfit.recipes.ocr.pages import Point, find_pages, read_page
 from rigfit.recipes.ocr.table import TABLE_SUFFIXES, TableRow, read_table
+from rigfit.units import count
 
 GROUPS = ("writer", "document", "page")
 """What lines may share, the widest first."""
@@ -64,7 +65,7 @@ def read_source(path: Path) -> Source:
     """
     if path.is_file():
         lines, bad = _of_table(path)
-        return Source(lines=lines, held_out=None, bad=bad, facts=(f"{_count(lines)} named by {path.name}",))
+        return Source(lines=lines, held_out=None, bad=bad, facts=(f"{count(len(lines), 'line')} named by {path.name}",))
     if not path.is_dir():
         raise UsageError(f"There is no file or folder {path}.", "Give a table or a folder as data=PATH.")
     tables = [file for file in sorted(path.iterdir()) if file.suffix.lower() in TABLE_SUFFIXES and file.is_file()]
@@ -78,7 +79,9 @@ def read_source(path: Path) -> Source:
         raise DataError(f"{path} holds {len(tables)} tables: {names}.", f"Name the one to read: data={tables[0]}.")
     lines, bad = _of_text_files(path)
     if lines or bad:
-        return Source(lines=lines, held_out=None, bad=bad, facts=(f"{_count(lines)} with a .gt.txt beside them",))
+        return Source(
+            lines=lines, held_out=None, bad=bad, facts=(f"{count(len(lines), 'line')} with a .gt.txt beside",)
+        )
     return _of_pages(path)
 
 
@@ -103,7 +106,9 @@ def _train_and_val(tables: Sequence[Path]) -> tuple[Path, Path] | None:
 def _of_pair(train: Path, held_out: Path) -> Source:
     lines, bad = _of_table(train)
     others, more_bad = _of_table(held_out)
-    facts = [f"{_count(lines)} to train on and {len(others)} held out, as {train.name} and {held_out.name} say"]
+    facts = [
+        f"{count(len(lines), 'line')} to train on and {len(others)} held out, as {train.name} and {held_out.name} say"
+    ]
     shared = {line.groups["page"] for line in lines} & {line.groups["page"] for line in others}
     if shared:
         facts.append(
@@ -176,9 +181,5 @@ def _of_pages(folder: Path) -> Source:
             f"{folder} holds no lines: no table ({', '.join(sorted(TABLE_SUFFIXES))}), .gt.txt, PAGE or ALTO XML.",
             "Give a folder with one of these, or data=sample for drawn lines.",
         )
-    facts = (f"{_count(lines)} on {len(files)} pages of XML",)
+    facts = (f"{count(len(lines), 'line')} on {count(len(files), 'page')} of XML",)
     return Source(lines=tuple(lines), held_out=None, bad=tuple(bad), facts=facts)
-
-
-def _count(lines: Sequence[Line]) -> str:
-    return f"{len(lines):,} line" if len(lines) == 1 else f"{len(lines):,} lines"

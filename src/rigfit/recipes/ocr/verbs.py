@@ -12,8 +12,9 @@ import numpy as np
 from rigfit.errors import DataError, UsageError
 from rigfit.folders import writable_folder
 from rigfit.recipes.ocr.lines import Finish, Shape, cut_line, read_page_image, write_png
-from rigfit.recipes.ocr.pages import Page, find_pages, read_page
+from rigfit.recipes.ocr.pages import Page, find_pages, name_pages, read_page
 from rigfit.recipes.ocr.written import Reading, fill_page
+from rigfit.units import count
 
 # Torch and transformers take seconds to import, and `lines` needs neither: each verb brings in its own.
 if TYPE_CHECKING:
@@ -53,10 +54,10 @@ def lines(
     folder = writable_folder(out / _LINE_FOLDER)
     rows: list[tuple[str, str, str]] = []
     left_out: list[str] = []
-    for file in files:
+    for file, name in zip(files, name_pages(files, pages), strict=True):
         try:
             page = read_page(file)
-            rows += _cut_page(page, folder, finish, min_width, left_out)
+            rows += _cut_page(page, name, folder, finish, min_width, left_out)
         except DataError as error:
             left_out.append(f"{file.name}: {error.cause}")
     if not rows:
@@ -66,9 +67,7 @@ def lines(
     with (out / _TABLE).open("w", newline="", encoding="utf-8") as table:
         table.writelines("\t".join(row) + "\n" for row in [("image", "text", "page"), *rows])
     blank = sum(not text for _, text, _ in rows)
-    told = [
-        f"{out / _TABLE}: {_counted(len(rows), 'line')} of {_counted(len(files), 'page')}, {blank} of them without text"
-    ]
+    told = [f"{out / _TABLE}: {count(len(rows), 'line')} of {count(len(files), 'page')}, {blank} of them without text"]
     if left_out:
         told += [f"left out, {len(left_out)}:", *(f"  {reason}" for reason in left_out[:20])]
     return "\n".join(told)
@@ -82,7 +81,8 @@ def transcribe(trained: Trained, source: Path, *, out: Path, micro_batch_size: i
         source: The file or folder. A page is read along the lines of its XML, which may lie beside its picture or in
             `page/` or `alto/`; a picture without is taken for one line.
         out: Folder for a folder named as the source, with `<page>.txt` and `<page>.xml` (the XML with the texts that
-            were read, and confidences) and `transcription.tsv` (line, confidence, text).
+            were read, and confidences), in subfolders where two pages share a name, and `transcription.tsv` (line,
+            confidence, text).
         micro_batch_size: Lines read at once.
     """
     from rigfit.recipes.ocr.transcribe import Unread, find_readable, read_images, read_page_lines
@@ -96,11 +96,12 @@ def transcribe(trained: Trained, source: Path, *, out: Path, micro_batch_size: i
     rows: list[tuple[str, Reading]] = []
     unread: list[Unread] = []
     written = []
-    for page in found.pages:
+    names = name_pages([page.path for page in found.pages], source)
+    for page, name in zip(found.pages, names, strict=True):
         readings, bad = read_page_lines(trained, page, micro_batch_size=micro_batch_size)
         unread += bad
-        rows += [(f"{page.path.name}#{line.name}", r) for line, r in zip(page.lines, readings, strict=True) if r]
-        written += _write_page(page, readings, folder)
+        rows += [(f"{name}.xml#{line.name}", r) for line, r in zip(page.lines, readings, strict=True) if r]
+        written += _write_page(page, readings, folder / f"{name}.xml")
     for path, one in read_images(trained, found.images, micro_batch_size=micro_batch_size):
         if isinstance(one, Unread):
             unread.append(one)
@@ -120,7 +121,7 @@ def transcribe(trained: Trained, source: Path, *, out: Path, micro_batch_size: i
     told = [f"{name}: {reading.text or '(empty)'}" for name, reading in rows[:30]]
     more = [f"... and {len(rows) - 30} more"] if len(rows) > 30 else []
     skipped = [f"not read: {one.name}: {one.reason}" for one in unread]
-    counted = _counted(len(rows), "line")
+    counted = count(len(rows), "line")
     ending = f"{table}: {counted}, mean confidence {mean:.3f} (probability per token, not measured accuracy)"
     return "\n".join([*found.facts, *told, *more, *skipped, *(str(path) for path in written), ending])
 
@@ -152,14 +153,10 @@ def worst(
     edits = count_edits([one.text for one in judged], [one.reading for one in judged])
     return (
         f"CER {edits.cer:.4f}, WER {edits.wer:.4f}, "
-        f"{edits.num_exact} of {_counted(edits.num_lines, 'line')} without an error ({split})\n"
-        f"{folder / 'worst.html'}: the {_counted(min(num_samples, len(judged)), 'line')} read worst\n"
+        f"{edits.num_exact} of {count(edits.num_lines, 'line')} without an error ({split})\n"
+        f"{folder / 'worst.html'}: the {count(min(num_samples, len(judged)), 'line')} read worst\n"
         f"{folder / 'lines.csv'}: every line, its text, its reading and its edits"
     )
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _folder_of(source: Path, out: Path) -> Path:
@@ -177,7 +174,7 @@ def _folder_of(source: Path, out: Path) -> Path:
 
 
 def _cut_page(
-    page: Page, folder: Path, finish: Finish, min_width: int, left_out: list[str]
+    page: Page, page_name: str, folder: Path, finish: Finish, min_width: int, left_out: list[str]
 ) -> list[tuple[str, str, str]]:
     """Write every line of a page; return (image, text, page) of each, and add to `left_out` what cannot be cut."""
     pixels, scale = read_page_image(page)
@@ -191,14 +188,17 @@ def _cut_page(
         if cut.shape[1] < min_width:
             left_out.append(f"{page.path.name}: line {line.name} is {cut.shape[1]} pixels wide, less than {min_width}")
             continue
-        name = f"{page.path.stem}_l{number:03d}.png"
+        name = f"{page_name}_l{number:03d}.png"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_png(cut, folder / name)
-        rows.append((f"{_LINE_FOLDER}/{name}", " ".join(line.text.split()), page.path.stem))
+        rows.append((f"{_LINE_FOLDER}/{name}", " ".join(line.text.split()), page_name))
     return rows
 
 
-def _write_page(page: Page, readings: Sequence[Reading | None], folder: Path) -> list[Path]:
-    xml, text = folder / page.path.name, folder / f"{page.path.stem}.txt"
+def _write_page(page: Page, readings: Sequence[Reading | None], xml: Path) -> list[Path]:
+    """Write a page's XML with what was read, and a .txt beside it."""
+    text = xml.with_suffix(".txt")
+    xml.parent.mkdir(parents=True, exist_ok=True)
     if xml.exists() and xml.samefile(page.path):
         raise UsageError(f"{xml} would be written over.", "Give another folder: --out FOLDER.")
     fill_page(page, readings, xml)

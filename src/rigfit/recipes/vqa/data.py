@@ -30,6 +30,7 @@ from rigfit.recipes.vqa.tokens import Chat, read_tokenizer, train_tokenizer, wri
 from rigfit.recipes.vqa.types import RULES, Types, learn_types
 from rigfit.recipes.vqa.vocabulary import FILE_NAME as META_NAME
 from rigfit.recipes.vqa.vocabulary import read_meta
+from rigfit.units import count
 from rigfit.workload import Splits
 
 ROWS_NAME = "questions.jsonl"
@@ -113,7 +114,7 @@ def find_questions(config: VqaConfig, folder: Path, progress: Progress) -> Found
     require_enough(questions, rejected, path, config.max_bad_fraction)
     if rejected:
         write_rows(folder / REJECTED_NAME, rejected)
-        facts.append(f"{len(rejected)} rows cannot be used and are left out: listed in {REJECTED_NAME}")
+        facts.append(f"left out: {count(len(rejected), 'row')} that cannot be used, listed in {REJECTED_NAME}")
     if held_out_path is None:
         chosen = choose_held_out(digests.values(), seed=config.seed, fraction=config.validation_fraction)
         held = {name for name, digest in digests.items() if digest in chosen}
