@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ class Config(WorkloadConfig):
     lr: float | None = 1e-3
     body: str = "linear"
     builds_file: str = ""
+    starts_thread: bool = False
     dropout: float = 0.0
     num_tokens: int = 32
 
@@ -138,6 +140,29 @@ class Told(nn.Module):
         return told(x)
 
 
+class Branching(nn.Module):
+    """Chooses between two functions inside one operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_INPUTS, NUM_OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y + 1, (self.layer(x),))
+        return out
+
+
+class Sparse(nn.Module):
+    """A table whose gradients are sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(100, NUM_OUTPUTS, sparse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(torch.zeros_like(x, dtype=torch.long)).mean(1)
+
+
 class Blocks(nn.Module):
     """Two blocks, each wide inside and narrow at its end."""
 
@@ -165,6 +190,8 @@ def build_body(config: Config) -> nn.Module:
         "forever": Forever,
         "untold": Untold,
         "told": Told,
+        "branching": Branching,
+        "sparse": Sparse,
         "blocks": lambda: Blocks(config),
         "fragile": Fragile,
         "remembering": lambda: Remembering(None),
@@ -211,6 +238,8 @@ def build(config: Config) -> Task:
     if config.builds_file:
         with Path(config.builds_file).open("a", encoding="utf-8") as file:
             file.write("built\n")
+    if config.starts_thread:  # a process with a second thread is not forked
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
     return Small(config)
 
 

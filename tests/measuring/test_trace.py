@@ -190,11 +190,15 @@ def test_a_line_through_two_sizes_meets_the_trace_at_a_third_byte_for_byte(body)
 
 
 @pytest.mark.parametrize(("body", "num_builds"), [("conv", 1), ("blocks", 1), ("remembering", 1), ("hiding", 3)])
-def test_a_task_is_built_once_and_every_reading_is_as_of_a_new_one(body, num_builds, tmp_path):
+@pytest.mark.parametrize("starts_thread", [False, True])
+def test_a_task_is_built_once_and_every_reading_is_as_of_a_new_one(body, num_builds, starts_thread, tmp_path):
     builds = tmp_path / "builds.txt"
+    # Each fork has a task that nobody read before; where there are none, what hides is built anew.
+    num_builds = num_builds if starts_thread or sys.platform != "linux" else 1
     recipe = load_recipe(SMALL)
     last = target("bf16", recomputed="all" if body == "blocks" else "none")
-    with Tracer(recipe, recipe.config(body=body, builds_file=str(builds)), None) as tracer:
+    config = recipe.config(body=body, builds_file=str(builds), starts_thread=starts_thread)
+    with Tracer(recipe, config, None) as tracer:
         others = [tracer.read(target(precision), 2) for precision in ("fp32", "bf16")]
         again = tracer.read(last, BATCH)
     assert all(trace.calls for trace in others)
@@ -217,6 +221,32 @@ def test_an_operator_that_cannot_be_read_is_named_with_its_line_and_a_way_out():
     assert f"what shape rigfit_test::untold returns (small_task.py line {line})" in caught.value.cause
     assert "register_fake" in caught.value.remedy
     assert read(target(), body="told").calls
+
+
+@pytest.mark.parametrize(
+    ("body", "cause", "remedy"),
+    [
+        ("branching", "it calls cond, which runs functions of its own inside one operator", "torch.where for cond"),
+        ("sparse", "it makes sparse gradients, whose size depends on values", "sparse=False"),
+    ],
+)
+def test_what_no_reading_can_follow_is_named_with_a_way_out(body, cause, remedy):
+    with pytest.raises(UsageError, match="cannot be read on paper") as caught:
+        read(target(), body=body)
+    assert cause in caught.value.cause
+    assert remedy in caught.value.remedy
+
+
+def test_two_micro_batches_read_at_once_are_as_each_read_alone():
+    recipe = load_recipe(SMALL)
+    with Tracer(recipe, recipe.config(body="many"), None) as together:
+        line = together.read_line(target("bf16"), (2, 4))
+        pair = [together.read(target("bf16"), size) for size in (2, 4)]
+    with Tracer(recipe, recipe.config(body="many"), None) as alone:
+        others = [alone.read(target("bf16"), size) for size in (4, 2)][::-1]
+    assert line is not None
+    for one, other in zip(pair, others, strict=True):
+        assert (one.order, one.storages, one.calls) == (other.order, other.storages, other.calls)
 
 
 def test_a_task_that_fails_is_told_with_the_micro_batch_the_phase_and_a_remedy_that_works():

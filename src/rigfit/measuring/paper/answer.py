@@ -42,6 +42,23 @@ from rigfit.workload import Recipe, WorkloadConfig
 
 _Job = Callable[[], dict[str, Any]]
 
+_NOT_READ = "The step cannot be read on paper:"
+
+# What torch says of tensors without storage -> why a step with it cannot be read, and a way out.
+_UNREADABLE = (
+    (
+        "There was no rule registered for HigherOrderOperator ([a-z_]+)",
+        r"it calls \1, which runs functions of its own inside one operator",
+        "Use plain operators (scaled_dot_product_attention for flex_attention, torch.where for cond), or train with a "
+        "pinned micro_batch_size=8, of which nothing is predicted.",
+    ),
+    (
+        "SparseTensorImpl",
+        "it makes sparse gradients, whose size depends on values",
+        "Use sparse=False in embeddings: AdamW takes no sparse gradients.",
+    ),
+)
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -78,9 +95,9 @@ def main(subject_file: str) -> int:
 def _do(jobs: Sequence[_Job], built: BuiltTask, *, is_channels_last: bool) -> Iterator[dict[str, Any]]:
     """Do the jobs, in forks of this process where that is possible, else one after the other."""
     found: list[dict[str, Any] | None] = [None] * len(jobs)
-    if may_fork():
-        with contextlib.suppress(Exception):  # whatever it is: it is told by the job that meets it again
-            built.build(is_channels_last=is_channels_last)
+    with contextlib.suppress(*TASK_FAILURES):  # told by the job, which meets it again
+        built.build(is_channels_last=is_channels_last)
+        if may_fork():  # asked now: a task may have started threads
             found = run_in_forks(jobs, begin=_begin_fork)
     for job, answer in zip(jobs, found, strict=True):
         yield job() if answer is None else answer
@@ -131,6 +148,9 @@ def _answer(
         shapeless = re.search(r"no fake impl registered for <CustomOpDef\((.+?)\)>", str(error))
         if shapeless:
             return {"kind": "shapeless", "operator": shapeless[1], "text": place_of(error)}
+        for pattern, reason, remedy in _UNREADABLE:
+            if found := re.search(pattern, str(error)):
+                return {"kind": "UsageError", "cause": f"{_NOT_READ} {found.expand(reason)}.", "remedy": remedy}
         traceback.print_exc()
         return {"kind": "failure", "phase": phase_of(error), "text": describe_failure(error)}
     return {"kind": "trace"}
