@@ -25,6 +25,10 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from results_file import write_result
+
 from rigfit.measuring.paper.build import build_unwritten
 from rigfit.measuring.paper.device import pretend_cuda
 from rigfit.measuring.paper.step import gradients_of, on_paper, state_of
@@ -34,7 +38,6 @@ from rigfit.planning.memory.workspace import read_workspaces, with_workspaces
 from rigfit.planning.trace import Kind, Phase, Trace, trace_to_json
 
 TIME_LIMIT_SECONDS = 240
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "planner_mmseg_memory.json"
 
 
 def read_config(config: str, micro_batch: int) -> Trace:
@@ -167,7 +170,7 @@ def report(file: Path) -> None:
             "worst": [f"{config.rsplit('/', 1)[-1]}: {error:+.0%}" for config, error in ordered[:12]],
         }
         print(name, json.dumps(results[name], indent=1))
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    print(write_result("planner_mmseg_memory", results))
     for line in lines:
         if "error" in line:
             print("not read:", line["config"], line["error"])

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 from fit_rates import TRUTH, cross_validate, folds, read_rows
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from results_file import write_result
+
 from rigfit.planning.speed.step_seconds import CardRates, card_rates, exchange_seconds, step_seconds
 from rigfit.planning.trace import Trace, trace_from_json
-
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "planner_step_time.json"
 
 NEUSIGHT = {
     "NVIDIA_A100-PCIE-40GB": "NVIDIA A100-PCIE-40GB",
@@ -195,9 +197,8 @@ def main() -> int:
         result["float32_neusight"] = neusight(asked.language)
         result["other_cards_over_rtx_3090_lambda"] = other_cards(asked.language)
         result["resnet50_nvidia"] = nvidia_resnet50(asked.language)
-    text = json.dumps(result, indent=1)
-    print(text)
-    RESULTS.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
+    print(write_result("planner_step_time", result))
     return 0
 
 
