@@ -307,7 +307,9 @@ def _take(file: Path) -> str:
 
 def _wanted_a_card(text: str) -> bool:
     """Return whether a step failed because an operator asked the driver for a card (recurrent layers of cuDNN do)."""
-    return "AcceleratorError" in text or "CUDA driver" in text
+    # The last is what torch says in a fork, whatever the driver.
+    words = ("AcceleratorError", "CUDA driver", "NVIDIA driver", "Cannot re-initialize CUDA in forked subprocess")
+    return any(word in text for word in words)
 
 
 def _refusal(answer: Mapping[str, Any], micro_batch_size: int, read: Sequence[int]) -> RigfitError:

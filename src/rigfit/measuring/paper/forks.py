@@ -44,7 +44,7 @@ def _fork(job: Callable[[], Any], begin: Callable[[], None]) -> tuple[int, int]:
     try:
         begin()
         with os.fdopen(writing, "w", encoding="utf-8") as pipe:
-            json.dump(job(), pipe)
+            pipe.write(json.dumps(job()) + "\n")
         code = 0
     finally:
         os._exit(code)  # nothing that the forked process would do at its own end
@@ -52,6 +52,6 @@ def _fork(job: Callable[[], Any], begin: Callable[[], None]) -> tuple[int, int]:
 
 def _wait(process: int, reading: int) -> Any:
     with os.fdopen(reading, encoding="utf-8") as pipe:
-        text = pipe.read()
+        text = pipe.readline()  # not to the end, which a process that the job started may keep open
     _, status = os.waitpid(process, 0)
-    return json.loads(text) if status == 0 else None
+    return json.loads(text) if status == 0 and text else None
