@@ -108,7 +108,7 @@ def test_too_many_unusable_rows_stop_the_run_and_the_limit_it_names_lets_it_go(t
     assert "image_root=FOLDER" in told.value.remedy
     _, splits = prepared(tmp_path, max_bad_fraction=0.08)
     assert len(splits.train) + len(splits.validation) == 36
-    assert any("3 rows cannot be used" in fact for fact in splits.facts)
+    assert any("left out: 3 rows that cannot be used" in fact for fact in splits.facts)
     assert len((tmp_path / "data" / "rejected.jsonl").read_text().splitlines()) == 3
 
 
