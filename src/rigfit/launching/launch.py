@@ -46,7 +46,7 @@ def launch(run: Run, *, is_quiet: bool = False) -> None:
     try:
         with show_progress(run, is_quiet=is_quiet), _environment_of_ranks(plan.rig):
             elastic_launch(_launch_config(plan.rig, run), sys.executable)(
-                "-P", "-m", "rigfit.training.worker", str(run.folder)
+                "-m", "rigfit.training.worker", str(run.folder)
             )
     except ChildFailedError as failed:
         error = _explain(run, failed.failures)
