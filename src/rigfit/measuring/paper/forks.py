@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rigfit.hardware.detect import count_cores
+
 _TASKS = Path("/proc/self/task")
 
 
@@ -25,7 +27,7 @@ def run_in_forks(jobs: Sequence[Callable[[], Any]], *, begin: Callable[[], None]
         begin: Called first in every fork.
     """
     found: list[Any] = []
-    width = len(os.sched_getaffinity(0))
+    width = count_cores()
     for start in range(0, len(jobs), width):
         found += [_wait(*fork) for fork in [_fork(job, begin) for job in jobs[start : start + width]]]
     return found

@@ -178,6 +178,7 @@ def _cut_page(
 ) -> list[tuple[str, str, str]]:
     """Write every line of a page; return (image, text, page) of each, and add to `left_out` what cannot be cut."""
     pixels, scale = read_page_image(page)
+    (folder / page_name).parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, line in enumerate(page.lines):
         try:
@@ -189,7 +190,6 @@ def _cut_page(
             left_out.append(f"{page.path.name}: line {line.name} is {cut.shape[1]} pixels wide, less than {min_width}")
             continue
         name = f"{page_name}_l{number:03d}.png"
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_png(cut, folder / name)
         rows.append((f"{_LINE_FOLDER}/{name}", " ".join(line.text.split()), page_name))
     return rows
