@@ -282,3 +282,11 @@ def test_keys_are_told_in_words_with_the_recipes_own_first():
     assert (keys["lr"].kind, keys["lr"].default) == ("number, above 0, or null", "null")
     assert keys["warmup_fraction"].kind == "number, at least 0 and below 1"
     assert keys["stages"].kind == "list of mappings"
+
+
+def test_the_first_stage_has_no_schedule_to_continue() -> None:
+    with pytest.raises(UsageError, match="there is none before the first") as refused:
+        build_workload(TOY, {"stages": [{"continues_schedule": True}, {}]})
+    assert "Write it inside a later stage" in refused.value.remedy
+    later = build_workload(TOY, {"stages": [{}, {"continues_schedule": True}]})
+    assert [config.continues_schedule for config in later.stage_configs] == [False, True]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rigfit.api import evaluate, export, plan, plan_table, resume, train
     from rigfit.planning.plan import Plan
     from rigfit.runs.run import Run
-    from rigfit.task import Batch, MetricSums, Task, Trained
+    from rigfit.task import Batch, MetricSums, Ranks, Task, Trained
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ _LAZY = {
     "Run": "rigfit.runs.run",
     "Batch": "rigfit.task",
     "MetricSums": "rigfit.task",
+    "Ranks": "rigfit.task",
     "Task": "rigfit.task",
     "Trained": "rigfit.task",
 }
@@ -45,6 +46,7 @@ __all__ = [
     "RunError",
     "Samples",
     "Splits",
+    "Ranks",
     "Task",
     "Trained",
     "TrainingError",

@@ -74,6 +74,11 @@ def build_workload(recipe: Recipe, values: Mapping[str, Any]) -> Workload:
             remedy = f"Give {shared[0]} once, outside stages." if shared[0] != "stages" else "Write one list of stages."
             raise UsageError(f"{where}{shared[0]} belongs to the whole run.", remedy)
         stages.append(_validate(recipe, {**base, **stage}, where=where))
+    if (stages or [config])[0].continues_schedule:
+        raise UsageError(
+            "continues_schedule=true goes on along the rate of the stage before, and there is none before the first.",
+            "Write it inside a later stage: stages=[{epochs: 20}, {epochs: 10, continues_schedule: true}].",
+        )
     return Workload(recipe=recipe, config=config, stage_configs=tuple(stages) or (config,))
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,18 @@ MetricSums = Mapping[str, tuple[Tensor, int]]
 """Metric name -> (sum over the counted items as a scalar tensor, how many items). The one division comes at the end."""
 
 
+class Ranks(Protocol):
+    """All ranks of a run, as a task sees them once a step is over. Every rank must make the same calls."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return `value` added up over all ranks; its shape is the same on each."""
+        ...
+
+    def gather(self, value: Tensor) -> Tensor:
+        """Return every rank's `value` along the first dimension, in rank order; there, ranks may hold more or less."""
+        ...
+
+
 class Task(nn.Module, ABC):
     """Model and loss of one recipe.
 
@@ -28,6 +40,14 @@ class Task(nn.Module, ABC):
 
     monitor: tuple[str, str] = ("loss", "min")
     """Which validation metric decides the best checkpoint, and whether `min` or `max` is better."""
+
+    keeps_buffers_alike: bool = False
+    """Whether buffers are the same on every rank without being copied from the first before each forward pass.
+
+    Copying is right for the running statistics of BatchNorm, and slow for a large buffer that `finish_step` keeps."""
+
+    is_filler: bool = False
+    """True while forward is called on samples that count for nothing: they keep a rank in step with the others."""
 
     @abstractmethod
     def count_items(self, batch: Batch) -> int:
@@ -40,6 +60,17 @@ class Task(nn.Module, ABC):
     def evaluate(self, batch: Batch) -> MetricSums:
         """Return sums and counts of every validation metric over `batch`; called without gradient, in eval mode."""
         return {"loss": (self.forward(batch), self.count_items(batch))}
+
+    def finish_step(self, ranks: Ranks) -> None:
+        """Do what belongs to a whole optimizer step: move a momentum encoder, queue keys, count what experts got.
+
+        Called on every rank once the weights have been updated, however many passes the step took.
+        """
+        return
+
+    def rate_factor(self, name: str) -> float:
+        """Return by how much the learning rate of the parameter called `name` is multiplied."""
+        return 1.0
 
     def conclude(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return `metrics`, averaged over all held-out samples, with what follows from them (a macro mean, say)."""

@@ -65,6 +65,9 @@ class WorkloadConfig(BaseModel):
         0.05, ge=0, lt=1, description="share of all samples over which the rate rises from 0"
     )
     final_lr_fraction: float = Field(0.0, ge=0, le=1, description="rate at the end, as a share of the peak rate")
+    continues_schedule: bool = Field(
+        False, description="for a stage: go on along the rate of the stage before it, over the samples of both"
+    )
     optimizer: Optimizer = Field(
         "adamw",
         description="adamw, or adamw8bit: moments of 1 byte instead of 4 (needs bitsandbytes); never chosen by itself",

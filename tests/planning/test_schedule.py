@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
-from rigfit.planning.schedule import rate_at
+from rigfit.planning.schedule import rate_at, span_of
 
 shapes = st.sampled_from(["cosine", "linear", "constant"])
 settings = {
@@ -99,3 +99,10 @@ def test_the_rate_depends_on_the_share_of_samples_seen_only(seen, rest, factor):
     keywords = {"peak": 1e-3, "warmup_fraction": 0.05, "final_fraction": 0.1, "shape": "cosine"}
     small = rate_at(seen, seen + rest, **keywords)
     assert rate_at(seen * factor, (seen + rest) * factor, **keywords) == pytest.approx(small)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(0, (0, 10)), (1, (0, 70)), (2, (20, 70)), (3, (50, 70)), (4, (0, 5))]
+)
+def test_stages_that_go_on_share_one_schedule(number: int, expected: tuple[int, int]) -> None:
+    assert span_of(number, [10, 20, 30, 20, 5], [False, False, True, True, False]) == expected

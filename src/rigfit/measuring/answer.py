@@ -29,7 +29,7 @@ from rigfit.training.distributed import World
 from rigfit.training.loader import MicroBatch
 from rigfit.training.optimizer import WeightAverage, build_optimizer, set_rate
 from rigfit.training.peak import peak_resident
-from rigfit.training.step import StepSettings, accumulate_gradients, count_items, update_weights
+from rigfit.training.step import StepSettings, accumulate_gradients, count_items, finish_step, update_weights
 from rigfit.training.weights import not_saved
 from rigfit.training.wrap import prepare_model
 from rigfit.workload import Recipe, WorkloadConfig
@@ -94,6 +94,7 @@ def run_steps(question: Question) -> dict[str, Any]:
         accumulate_gradients(task, micro_batches, num_items=num_items, world=world, scaler=scaler, settings=settings)
         seconds.append((_now(device) - started) / _PASSES_PER_STEP)
         update_weights(task, optimizer, scaler, clip_grad_norm=settings.clip_grad_norm)
+        finish_step(task, world)
         if average:
             average.update(task)
         if len(seconds) > 1 and sum(seconds) * _PASSES_PER_STEP > _ENOUGH_SECONDS:

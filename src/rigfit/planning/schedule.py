@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import cos, pi
 from typing import Literal
 
@@ -33,3 +34,20 @@ def rate_at(
     progress = (samples_seen - warmup) / (total_samples - warmup)
     fallen = (1 - cos(pi * progress)) / 2 if shape == "cosine" else progress
     return peak * (1 - (1 - final_fraction) * fallen)
+
+
+def span_of(number: int, total_samples: Sequence[int], continues: Sequence[bool]) -> tuple[int, int]:
+    """Return (samples before stage `number`, samples in all) of the schedule that the stage is a part of.
+
+    Args:
+        number: Of the stage, counted from 0.
+        total_samples: Samples that the optimizer sees in each stage.
+        continues: For each stage whether it goes on along the schedule of the stage before it.
+    """
+    first = number
+    while first and continues[first]:
+        first -= 1
+    end = number + 1
+    while end < len(continues) and continues[end]:
+        end += 1
+    return sum(total_samples[first:number]), sum(total_samples[first:end])

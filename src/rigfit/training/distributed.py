@@ -119,6 +119,32 @@ def gather_objects(world: World, value: Any) -> list[Any]:
     return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorExchange:
+    """All ranks, as `Task.finish_step` sees them."""
+
+    world: World
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Return `value` added up over all ranks."""
+        total = value.clone()
+        if self.world.size > 1:
+            dist.all_reduce(total)
+        return total
+
+    def gather(self, value: torch.Tensor) -> torch.Tensor:
+        """Return every rank's `value` along the first dimension, in rank order."""
+        if self.world.size == 1:
+            return value
+        lengths = gather_integers(self.world, len(value))
+        # Collectives want the same shape everywhere: shorter ones are filled up and cut again.
+        padded = value.new_zeros((max(lengths), *value.shape[1:]))
+        padded[: len(value)] = value
+        found = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(found, padded)
+        return torch.cat([part[:length] for part, length in zip(found, lengths, strict=True)])
+
+
 def broadcast_object(world: World, value: Any) -> Any:
     """Return rank 0's `value` on every rank."""
     if world.size == 1:

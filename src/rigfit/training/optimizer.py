@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from rigfit.task import Task
 from rigfit.training.adamw8bit import build_adamw8bit, load_moments
 from rigfit.workload import Optimizer
 
@@ -30,17 +31,18 @@ def build_optimizer(
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the trainable parameters of `model` in groups of equal weight decay.
+    """Return the trainable parameters of `model` in groups of equal weight decay and equal factor of the rate.
 
     Matrices decay; vectors (norms, biases) and positional or class embeddings, which have a leading 1, do not.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decay = [parameter for parameter in trainable if _decays(parameter)]
-    rest = [parameter for parameter in trainable if not _decays(parameter)]
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = model.rate_factor(name) if isinstance(model, Task) else 1.0
+            groups.setdefault((factor, _decays(parameter)), []).append(parameter)
     return [
-        {"params": members, "weight_decay": amount}
-        for members, amount in ((decay, weight_decay), (rest, 0.0))
-        if members
+        {"params": groups[factor, decays], "weight_decay": weight_decay if decays else 0.0, "rate_factor": factor}
+        for factor, decays in sorted(groups, reverse=True)
     ]
 
 
@@ -49,9 +51,9 @@ def _decays(parameter: nn.Parameter) -> bool:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group the same learning rate."""
+    """Give every group the learning rate, times its own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_factor", 1.0)
 
 
 def full_tensor(value: Tensor) -> Tensor:

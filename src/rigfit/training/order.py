@@ -63,6 +63,11 @@ def sample_at(position: int, num_samples: int, seed: int) -> tuple[int, int]:
     return epoch, permute(within, num_samples, mix(seed, epoch))
 
 
+def stage_seed(seed: int, stage: int) -> int:
+    """Return the seed of a stage's stream: later stages repeat neither order nor augmentation of the first."""
+    return mix(seed, 5, stage) if stage else seed
+
+
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """Return the generator that augments sample `index` in `epoch`: the same on any rank and any worker."""
     return np.random.Generator(np.random.Philox(key=mix(seed, 1, epoch, index)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rigfit.errors import Interrupted, RunError, UsageError
 from rigfit.planning.plan import Duration, Plan, StagePlan
-from rigfit.planning.schedule import rate_at
+from rigfit.planning.schedule import rate_at, span_of
 from rigfit.recipes import build_task, load_recipe, open_splits
 from rigfit.runs.comparison import FIRST_LOOK, remember_speed, write_comparison
 from rigfit.runs.metrics import MetricsLog
@@ -32,11 +32,11 @@ from rigfit.training.optimizer import (
     optimizer_state,
     set_rate,
 )
-from rigfit.training.order import mix
+from rigfit.training.order import mix, stage_seed
 from rigfit.training.recorder import Pending, Recorder
 from rigfit.training.share import Share, Totals, next_share
 from rigfit.training.signals import StopRequest
-from rigfit.training.step import StepSettings, accumulate_gradients, update_weights
+from rigfit.training.step import StepSettings, accumulate_gradients, finish_step, update_weights
 from rigfit.training.wrap import wrap
 from rigfit.workload import BatchCoupling, Splits, WorkloadConfig
 
@@ -48,6 +48,8 @@ class Stage:
     run: Run
     plan: StagePlan
     duration: Duration
+    schedule_span: tuple[int, int]
+    """Samples before this stage, and in all, of the schedule that it is a part of."""
     config: WorkloadConfig
     world: World
     splits: Splits
@@ -96,6 +98,7 @@ class Stage:
             run=run,
             plan=stage,
             duration=duration,
+            schedule_span=schedule_span(plan, progress.stage, duration),
             config=config,
             world=world,
             splits=splits,
@@ -158,6 +161,7 @@ class Stage:
             settings=settings,
         )
         norm = update_weights(self.model, self.optimizer, self.scaler, clip_grad_norm=settings.clip_grad_norm)
+        finish_step(self.task, self.world)
         if self.average:
             self.average.update(self.task)
         self.advance(totals.num_samples)
@@ -166,7 +170,7 @@ class Stage:
     def loader(self) -> Loader:
         """Return the steps that are left, from the position in the stream where the run stands."""
         return Loader(
-            Stream(samples=self.splits.train, seed=self.config.seed, is_shuffled=True),
+            Stream(samples=self.splits.train, seed=stage_seed(self.config.seed, self.progress.stage), is_shuffled=True),
             self.plan.layout,
             rank=self.world.rank,
             first_position=self.progress.samples_seen,
@@ -178,9 +182,10 @@ class Stage:
 
     def rate_after(self, num_samples: int) -> float:
         """Return the learning rate of a step, from the samples seen once it is done."""
+        before, total = self.schedule_span
         return rate_at(
-            self.progress.samples_seen + num_samples,
-            self.duration.total_samples,
+            before + self.progress.samples_seen + num_samples,
+            total,
             peak=self.plan.learning_rate,
             warmup_fraction=self.config.warmup_fraction,
             final_fraction=self.config.final_lr_fraction,
@@ -322,6 +327,13 @@ class Stage:
             optimizer=optimizer_state(self.task, self.optimizer),
             saved=None,
         )
+
+
+def schedule_span(plan: Plan, number: int, duration: Duration) -> tuple[int, int]:
+    """Return (samples before stage `number`, samples in all) of the schedule that the stage is a part of."""
+    durations = [stage.duration or duration for stage in plan.stages]
+    continues = [bool(stage.config.get("continues_schedule")) for stage in plan.stages]
+    return span_of(number, [found.total_samples for found in durations], continues)
 
 
 def require_duration(stage: StagePlan, splits: Splits, run: Run) -> Duration:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rigfit.errors import UsageError
 from rigfit.task import Task
-from rigfit.training.distributed import World
+from rigfit.training.distributed import TensorExchange, World
 from rigfit.training.loader import MicroBatch, to_device
 from rigfit.training.optimizer import full_tensor
 from rigfit.training.order import model_seed
@@ -75,7 +76,7 @@ def accumulate_gradients(
             torch.manual_seed(model_seed(settings.seed, micro.first_position))
         batch = to_device(micro.batch, world.device, channels_last=settings.channels_last)
         with _gradient_sync(model, is_wanted=number == last):
-            with autocast(world.device, settings.precision):
+            with _told_of_filler(model, micro), autocast(world.device, settings.precision):
                 summed = model(batch)
             _require_scalar(summed)
             loss = summed * (0.0 if micro.is_filler else 1.0 / num_items)
@@ -83,6 +84,28 @@ def accumulate_gradients(
             scaler.scale(loss * world.size).backward()
         share = share + loss.detach()
     return share
+
+
+@contextmanager
+def _told_of_filler(model: nn.Module, micro: MicroBatch) -> Iterator[None]:
+    """Let the task know while it is called on samples that count for nothing."""
+    task = task_in(model)
+    task.is_filler = micro.is_filler
+    yield
+    task.is_filler = False
+
+
+def task_in(model: nn.Module) -> Task:
+    """Return the task inside what DDP may have wrapped around it."""
+    inner: Any = model.module if isinstance(model, DistributedDataParallel) else model
+    task: Task = inner
+    return task
+
+
+def finish_step(task: Task, world: World) -> None:
+    """Let the task do what belongs to a whole step, once its weights have been updated."""
+    with torch.no_grad():
+        task.finish_step(TensorExchange(world=world))
 
 
 def _require_scalar(summed: object) -> None:

@@ -49,6 +49,7 @@ def wrap_for(task: Task, *, strategy: Strategy, world: World) -> nn.Module:
         task,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
+        broadcast_buffers=not task.keeps_buffers_alike,
     )
 
 

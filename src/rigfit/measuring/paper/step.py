@@ -24,7 +24,7 @@ from rigfit.training.blocks import blocks_of
 from rigfit.training.distributed import World
 from rigfit.training.loader import MicroBatch
 from rigfit.training.optimizer import WeightAverage, build_optimizer, decay_groups, set_rate
-from rigfit.training.step import StepSettings, accumulate_gradients, update_weights
+from rigfit.training.step import StepSettings, accumulate_gradients, finish_step, update_weights
 from rigfit.training.weights import not_saved
 from rigfit.training.wrap import prepare_model
 from rigfit.workload import Precision, WorkloadConfig
@@ -151,6 +151,7 @@ def _take_steps(
         recorder.hold(gradients_of(task), Kind.GRADIENT)
         recorder.enter(Phase.UPDATE)
         update_weights(task, optimizer, scaler, clip_grad_norm=settings.clip_grad_norm)
+        finish_step(task, world)
         if average:
             average.update(task)
         recorder.hold(state_of(task, optimizer), Kind.OPTIMIZER)
