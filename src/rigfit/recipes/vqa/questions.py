@@ -145,6 +145,8 @@ def _read_row(row: Any, where: str) -> Iterator[Question]:
     if not isinstance(image, str) or "\0" in image:
         raise _BadRowError("no `image`")
     given = next((str(row[key]) for key in _TYPE_KEYS if row.get(key)), None)
+    _require_characters(image, "name of the picture")
+    _require_characters(given or "", "type")
     pairs = _read_messages(row["messages"]) if "messages" in row else [(row.get("question"), row.get("answer"))]
     checked = [(_text_of(question, "question"), _text_of(answer, "answer")) for question, answer in pairs]
     return (
@@ -159,11 +161,19 @@ def _text_of(value: Any, name: str) -> str:
     if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
         raise _BadRowError(f"the {name} is no text: {json.dumps(value)}")
     text = " ".join(str(value).split())
+    _require_characters(text, name)
     if text.lower() in _NOT_A_TEXT:
         raise _BadRowError(f"the {name} is empty ({text!r})")
     if name == "answer" and not normalise(text):
         raise _BadRowError(f"the answer {text!r} says nothing: it holds marks alone")
     return text
+
+
+def _require_characters(text: str, name: str) -> None:
+    """Check that no half of a character is in `text`: JSON can write one (`\\ud800`), no file in UTF-8 can hold it."""
+    half = next((one for one in text if "\ud800" <= one <= "\udfff"), None)
+    if half is not None:
+        raise _BadRowError(f"the {name} holds \\u{ord(half):04x}, half of a character without its other half")
 
 
 def _read_messages(messages: Any) -> list[tuple[str, str]]:
