@@ -99,7 +99,7 @@ def test_statistics_say_how_far_the_most_common_answer_gets(tmp_path: Path) -> N
     said = verbs.statistics(str(tmp_path / "questions"))
     assert "type yes_no:" in said
     assert "always 'no' is right for" in said
-    assert "type count: 10 questions, 1 answers; always '1' is right for 100.0%" in said
+    assert "type count: 10 questions to train on, 1 answer; always '1' is right for 100.0%" in said
 
 
 def test_what_was_not_said_is_told_and_its_options_are_taken(tmp_path: Path) -> None:

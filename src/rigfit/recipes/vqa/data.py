@@ -297,20 +297,27 @@ def _common_answers(rows: Sequence[Row]) -> dict[str, str]:
 def describe(rows: Sequence[Row]) -> list[str]:
     """Return a line for each type: how many questions, how many answers, and how far the most common answer gets."""
     train = [row for row in rows if not row.is_held_out]
-    held_out = [row for row in rows if row.is_held_out] or train
-    lines = []
-    for name in sorted({row.type for row in rows}):
-        answers = Counter(normalise(row.answer) for row in train if row.type == name)
-        judged = [row for row in held_out if row.type == name]
-        if not answers or not judged:
-            lines.append(f"type {name}: {sum(answers.values())} questions to train on, {len(judged)} held out")
-            continue
-        common = answers.most_common(1)[0][0]
-        right = sum(is_match(common, row.answer) for row in judged)
-        reachable = sum(normalise(row.answer) in answers for row in judged)
-        lines.append(
-            f"type {name}: {sum(answers.values())} questions, {len(answers)} answers; always {common!r} is right for "
-            f"{right / len(judged):.1%} of {len(judged)} held out, {reachable / len(judged):.1%} have an answer seen "
-            "in training"
-        )
-    return lines[:_MOST_LINES]
+    held_out = [row for row in rows if row.is_held_out]
+    names = sorted({row.type for row in rows})
+    lines = [_describe_type(name, train, held_out) for name in names[:_MOST_LINES]]
+    rest = len(names) - len(lines)
+    return [*lines, f"and {count(rest, 'type')} more"] if rest else lines
+
+
+def _describe_type(name: str, train: Sequence[Row], held_out: Sequence[Row]) -> str:
+    answers = Counter(normalise(row.answer) for row in train if row.type == name)
+    judged = [row for row in held_out or train if row.type == name]
+    if not answers:
+        return f"type {name}: no questions to train on, {len(judged)} held out"
+    if not judged:
+        return f"type {name}: {count(sum(answers.values()), 'question')} to train on, none held out, so no score"
+    common = answers.most_common(1)[0][0]
+    right = sum(is_match(common, row.answer) for row in judged)
+    told = (
+        f"type {name}: {count(sum(answers.values()), 'question')} to train on, {count(len(answers), 'answer')}; "
+        f"always {common!r} is right for {right / len(judged):.1%} of "
+    )
+    if not held_out:
+        return f"{told}them; none are held out"
+    reachable = sum(normalise(row.answer) in answers for row in judged)
+    return f"{told}{len(judged)} held out; training has the answers of {reachable / len(judged):.1%} of those"
