@@ -170,7 +170,7 @@ def _text_of(value: Any, name: str) -> str:
 
 
 def _require_characters(text: str, name: str) -> None:
-    """Check that no half of a character is in `text`: JSON can write one (`\\ud800`), no file in UTF-8 can hold it."""
+    r"""Check that no half of a character is in `text`: JSON can write one (`\ud800`), no file in UTF-8 can hold it."""
     half = next((one for one in text if "\ud800" <= one <= "\udfff"), None)
     if half is not None:
         raise _BadRowError(f"the {name} holds \\u{ord(half):04x}, half of a character without its other half")
