@@ -42,6 +42,18 @@ def test_rows_and_messages_give_the_same_question(tmp_path: Path) -> None:
     assert other.where == "qa.jsonl:2"
 
 
+def test_of_two_keys_that_name_other_pictures_the_one_taken_is_told(tmp_path: Path) -> None:
+    data = write_questions(tmp_path / "questions")
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[0]["image_path"] = "elsewhere/0.png"
+    rows[1]["image_path"] = rows[1]["image"]
+    write(data, *rows)
+    facts = find_questions(tiny_config(data=str(data)), tmp_path, lambda done, total: None).facts
+    assert [fact for fact in facts if "taken from" in fact] == [
+        "pictures taken from image before image_path, which names others in 1 row"
+    ]
+
+
 def test_a_json_list_is_no_jsonl_and_its_entries_as_lines_are(tmp_path: Path) -> None:
     """easy-VQA comes like this. It was told as one bad row, with a folder of pictures as the way out."""
     entries = [["Is it red?", "yes", 0], ["Is it blue?", "no", 7]]

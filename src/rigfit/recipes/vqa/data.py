@@ -140,6 +140,8 @@ def find_questions(config: VqaConfig, folder: Path, progress: Progress) -> Found
     if held_out_path is not None:
         more, bad = read_questions(held_out_path)
         questions, rejected = questions + more, rejected + bad
+    choices = Counter(question.passed_over for question in questions if question.passed_over)
+    facts += [f"pictures taken from {choice}, which names others in {count(n, 'row')}" for choice, n in choices.items()]
     from_train = {id(question) for question in questions[:num_train]}
     questions, unseen, digests = check_pictures(questions, root, progress)
     rejected += unseen

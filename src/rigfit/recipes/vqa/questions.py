@@ -35,6 +35,7 @@ class Question:
         question, answer: As written in the data.
         where: File and line, for messages.
         given_type: The type that the data name, or None.
+        passed_over: `image before image_path` where the row names another picture under another key; else None.
     """
 
     image: str
@@ -42,6 +43,7 @@ class Question:
     answer: str
     where: str
     given_type: str | None = None
+    passed_over: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +139,9 @@ class _BadRowError(Exception):
 def _read_row(row: Any, where: str) -> Iterator[Question]:
     if not isinstance(row, dict):
         raise _BadRowError("no JSON object")
-    image = next((row[key] for key in _IMAGE_KEYS if row.get(key)), None)
+    keys = [key for key in _IMAGE_KEYS if row.get(key)]
+    image = row[keys[0]] if keys else None
+    passed_over = [key for key in keys[1:] if row[key] not in (image, [image]) and [row[key]] != image]
     if isinstance(image, list):
         if len(image) != 1:
             raise _BadRowError(f"{len(image)} pictures, where one is expected")
@@ -150,7 +154,14 @@ def _read_row(row: Any, where: str) -> Iterator[Question]:
     pairs = _read_messages(row["messages"]) if "messages" in row else [(row.get("question"), row.get("answer"))]
     checked = [(_text_of(question, "question"), _text_of(answer, "answer")) for question, answer in pairs]
     return (
-        Question(image=image, question=question, answer=answer, where=where, given_type=given)
+        Question(
+            image=image,
+            question=question,
+            answer=answer,
+            where=where,
+            given_type=given,
+            passed_over=f"{keys[0]} before {', '.join(passed_over)}" if passed_over else None,
+        )
         for question, answer in checked
     )
 
