@@ -27,6 +27,22 @@ def blocks_of(page: Path, *languages: str) -> list[str]:
     return [text for language, text in found if language in languages]
 
 
+CLAIM_PAGES = sorted((ROOT / "docs").glob("*-claims.md"))
+
+
+@pytest.mark.parametrize("page", CLAIM_PAGES, ids=lambda page: page.stem)
+def test_every_test_and_folder_that_a_page_of_claims_names_is_there(page: Path) -> None:
+    names = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")))
+    places = set(re.findall(r"`(tests/[\w./]+)`", page.read_text(encoding="utf-8")))
+    defined = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert names - defined == set()
+    assert [place for place in places if not (ROOT / place).exists()] == []
+
+
 PYTHON_BLOCKS = [
     pytest.param(text, id=f"{page.parent.name}-{page.stem}-{number}")
     for page in PAGES

@@ -99,7 +99,8 @@ def _guides(result: Result) -> str:
             _table(head, rows),
             "- **1-C1**: the parts the guide lists for 512 px add up to 1.2 GiB (450 + 125 + 500 + 200 MB), a tenth "
             "of its 12-14 GB; the parts above add up to their total.",
-            "- **2-C10**: only the training step is read; evaluation, which generates text on the first GPU, is not.",
+            "- **2-C10**: only the training step is read; evaluation, which generates text on the first GPU, is not. "
+            "The guide's labels have 64 tokens; the recipe `ocr` says 128, and [needs more](ocr-claims.md).",
             "- **3-C9**: the log-softmax over 1,800 x 152,064 logits and its gradient, in float32, decide the peak, "
             "not the 7 billion weights. The project's own notes report running out at 44-46 GB on a 40 GB card.",
             "- **4**: a stand-in for the model: EdgeNeXt-base and the decoder as described, three of seven experts "

@@ -61,7 +61,7 @@ def plan(
     from rigfit.new_run import plan_of, prepare, scratch
 
     with scratch() as folder:
-        is_known = prepare(workload.recipe, workload.config, folder)
+        is_known = prepare(workload.recipe, workload.config, folder, only_plans=True)
         made = plan_of(workload, found, folder if is_known else None)
     return made if assumed_samples is None else with_assumed_samples(made, assumed_samples)
 
@@ -103,7 +103,7 @@ def plan_table(
             yield RowPlanner(pins={}, plan=_refuse_with(workload))
             return
         with scratch() as folder, contextlib.ExitStack() as stack:
-            known = folder if prepare(workload.recipe, workload.config, folder) else None
+            known = folder if prepare(workload.recipe, workload.config, folder, only_plans=True) else None
             tracers = tracers_of(workload, known, stack)
 
             def plan_one(rig: Rig, without: Collection[str]) -> Plan:

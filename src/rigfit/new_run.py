@@ -43,12 +43,21 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def prepare(recipe: Recipe, config: WorkloadConfig, folder: Path) -> bool:
-    """Prepare the data once per run into `folder`; return whether there are data to open."""
+def prepare(recipe: Recipe, config: WorkloadConfig, folder: Path, *, only_plans: bool = False) -> bool:
+    """Prepare the data once per run into `folder`; return whether there are data to open.
+
+    Args:
+        recipe: Whose data.
+        config: Of the whole run.
+        folder: Where to.
+        only_plans: Nothing will be trained on them: a recipe may do without a tokenizer that is not here.
+    """
     if config.data is None and not recipe.data_module.endswith(".py"):
         return False  # recipes of the package find no data by themselves; their modules take a second to import
     module = load_module(recipe.data_module)
     prepare_data = getattr(module, "prepare_data", None)
+    if only_plans:
+        prepare_data = getattr(module, "prepare_for_plan", prepare_data)
     if prepare_data is None:
         return True  # the task file finds its own data
     if config.data is None:
@@ -106,7 +115,7 @@ def _prices(
     if rig.kind == "cpu" and config.micro_batch_size is not None:
         return None
     is_runnable = config.optimizer != "adamw8bit" or is_installed()
-    if rig.kind == "cpu" and rig.is_here and folder is not None and is_runnable:
+    if rig.kind == "cpu" and rig.is_here and folder is not None and is_runnable and _has_weights(recipe, config):
         precision, _, _ = choose_precision(rig, config.precision)
         if is_told:
             _say("measuring memory and speed: a few real steps at two micro-batch sizes")
@@ -193,6 +202,15 @@ def _require_weights(recipe: Recipe, stage_configs: Iterable[WorkloadConfig]) ->
     for config in stage_configs:
         if config.init_from is None:
             check_weights(recipe, config)
+
+
+def _has_weights(recipe: Recipe, config: WorkloadConfig) -> bool:
+    """Return whether a step could be run here; without the weights there may be no tokenizer to run it with."""
+    try:
+        _require_weights(recipe, [config])
+    except UsageError:
+        return False
+    return True
 
 
 def _planned(target: str | Plan, rig: Rig | None, overrides: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:

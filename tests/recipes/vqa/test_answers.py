@@ -19,14 +19,50 @@ from rigfit.recipes.vqa.answers import is_match, normalise
         (">20mm", ">20mm"),
         ("11-20mm", "11-20mm"),
         ("50 %", "50 %"),
-        ("a", "a"),
+        ("\u2264 5 mm", "<= 5 mm"),
+        ("11\u201320mm", "11-20mm"),
+        ("\u22125", "-5"),
+        ("don\u2019t", "don't"),
+        (".5 cm", ".5 cm"),
     ],
 )
 def test_the_normaliser_keeps_signs_ranges_and_dividers(text: str, plain: str) -> None:
     assert normalise(text) == plain
 
 
-@given(st.text())
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("A dog", "dog"),
+        ("an X-ray", "x-ray"),
+        ("on the table", "on table"),
+        ("a dog; the cat", "dog; cat"),
+        ("The the a dog", "dog"),
+        ("A", "a"),
+        ("(A)", "a"),
+        ("The A.", "a"),
+        ("An", "an"),
+        ("the", "the"),
+        ("A B", "a b"),
+        ("A, B;C", "a, b; c"),
+        ("A and B", "a and b"),
+        ("A 5", "a 5"),
+        ("hepatitis A virus", "hepatitis a virus"),
+    ],
+)
+def test_articles_are_left_out_and_letters_of_choices_are_not(text: str, plain: str) -> None:
+    assert normalise(text) == plain
+
+
+@given(st.lists(st.sampled_from("ABCDE"), min_size=1, unique=True), st.sampled_from([" ", ", ", ";", " and ", " or "]))
+def test_answers_that_choose_other_letters_are_other_answers(letters: list[str], between: str) -> None:
+    chosen = between.join(letters)
+    assert is_match(chosen.lower(), chosen)
+    assert not is_match(between.join(letters[1:]), chosen)
+    assert not is_match(between.join([*letters, "F"]), chosen)
+
+
+@given(st.text(alphabet=st.one_of(st.characters(), st.sampled_from("aAnthe .;,'-5!"))))
 def test_normalising_twice_changes_nothing_more(text: str) -> None:
     once = normalise(text)
     assert normalise(once) == once
@@ -45,6 +81,11 @@ def test_normalising_twice_changes_nothing_more(text: str) -> None:
         ("", "yes"),
         (" ", ""),
         ("yes</ANS>", "yes"),
+        ("-5", "5"),
+        ("\u22125", "5"),
+        (".5", "5"),
+        ("\u22655mm", "5mm"),
+        ("\u0915\u0940", "\u0915\u093e"),  # Hindi: the vowel signs differ
     ],
 )
 def test_different_answers_are_never_the_same(predicted: str, true: str) -> None:
@@ -53,7 +94,7 @@ def test_different_answers_are_never_the_same(predicted: str, true: str) -> None
 
 @pytest.mark.parametrize(
     ("predicted", "true"),
-    [("YES", "yes."), ("pink;red", "pink; red"), ("10.4", "10"), ("10.4mm", "10 mm"), ("<5mm", "< 5mm")],
+    [("YES", "yes."), ("pink;red", "pink; red"), ("10.4", "10"), ("10.4mm", "10 mm"), ("<5mm", "< 5mm"), (".5", "0.5")],
 )
 def test_the_same_answer_may_be_written_otherwise(predicted: str, true: str) -> None:
     assert is_match(predicted, true, rel_tol=0.05)

@@ -11,7 +11,7 @@ import pytest
 
 from rigfit.errors import DataError, UsageError
 from rigfit.recipes.vqa.data import find_questions
-from rigfit.recipes.vqa.questions import find_files, read_questions
+from rigfit.recipes.vqa.questions import find_files, read_questions, write_rows
 from tests.recipes.vqa.tiny import prepared, tiny_config, write_questions
 
 
@@ -40,6 +40,18 @@ def test_rows_and_messages_give_the_same_question(tmp_path: Path) -> None:
         == ("a.jpg", "Is it red?", "yes")
     )
     assert other.where == "qa.jsonl:2"
+
+
+def test_of_two_keys_that_name_other_pictures_the_one_taken_is_told(tmp_path: Path) -> None:
+    data = write_questions(tmp_path / "questions")
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[0]["image_path"] = "elsewhere/0.png"
+    rows[1]["image_path"] = rows[1]["image"]
+    write(data, *rows)
+    facts = find_questions(tiny_config(data=str(data)), tmp_path, lambda done, total: None).facts
+    assert [fact for fact in facts if "taken from" in fact] == [
+        "pictures taken from image before image_path, which names others in 1 row"
+    ]
 
 
 def test_a_json_list_is_no_jsonl_and_its_entries_as_lines_are(tmp_path: Path) -> None:
@@ -152,6 +164,10 @@ ODD_ROWS = {
     "lists in lists": '{"image": "0.png", "question": "q", "answer": ' + "[" * 5000 + "]" * 5000 + "}",
     "a number of 5,000 digits": '{"image": "0.png", "question": "q", "answer": ' + "9" * 5000 + "}",
     "a name with a zero byte": '{"image": "0\\u0000.png", "question": "q", "answer": "a"}',
+    "half a character in the question": '{"image": "0.png", "question": "q\\ud800", "answer": "a"}',
+    "half a character in the answer": '{"image": "0.png", "question": "q", "answer": "a\\udfff"}',
+    "half a character in the name": '{"image": "0\\ud800.png", "question": "q", "answer": "a"}',
+    "half a character in the type": '{"image": "0.png", "question": "q", "answer": "a", "type": "\\ud800"}',
     "infinity": '{"image": "0.png", "question": "q", "answer": 1e400}',
     "true": '{"image": "0.png", "question": "q", "answer": true}',
     "two pictures": json.dumps(
@@ -174,3 +190,15 @@ def test_an_odd_row_is_rejected_alone(row: str, tmp_path: Path) -> None:
     assert [question.where for question in questions] == ["qa.jsonl:1", "qa.jsonl:3"]
     assert [one.where for one in rejected] == ["qa.jsonl:2"]
     assert len(rejected[0].reason) < 200
+    write_rows(tmp_path / "rejected.jsonl", rejected)
+
+
+def test_half_a_character_is_named_and_a_whole_one_in_two_halves_is_read(tmp_path: Path) -> None:
+    rows = ['{"image": "0.png", "question": "q", "answer": "\\ud83d"}']
+    rows += ['{"image": "0.png", "question": "q", "answer": "\\ud83d\\ude00 b"}']
+    (found,), (rejected,) = read_questions(write(tmp_path / "qa.jsonl", *rows))
+    assert found.answer == "\U0001f600 b"
+    assert (rejected.where, rejected.reason) == (
+        "qa.jsonl:1",
+        "the answer holds \\ud83d, half of a character without its other half",
+    )

@@ -59,6 +59,6 @@ def test_gradients_and_scores_do_not_depend_on_the_ranks(num_ranks: int, tmp_pat
         for name, value in expected.items():
             torch.testing.assert_close(gradients[name], value, rtol=1e-4, atol=1e-6)
         assert {name: value for name, value in found.items() if name != "loss"} == pytest.approx(
-            {name: value for name, value in scores.items() if name != "loss"}, rel=0, abs=0, nan_ok=True
+            {name: value for name, value in scores.items() if name != "loss"}, rel=0, abs=0
         )
         assert found["loss"] == pytest.approx(scores["loss"], rel=1e-6)

@@ -123,3 +123,23 @@ def example_sample(config: Any) -> dict[str, Any]:
         "index": 0,
         "vocabulary": "",
     }
+
+
+def test_a_picture_is_decoded_once_for_its_questions_and_few_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, splits = prepared(tmp_path)
+    train: Any = splits.train
+    rng = np.random.default_rng(0)
+    of_picture: dict[str, list[int]] = {}
+    for index, row in enumerate(train.rows):
+        of_picture.setdefault(row.image, []).append(index)
+    monkeypatch.setattr("rigfit.recipes.vqa.samples._KEPT_BYTES", 2 * 56 * 56 * 3)  # two pictures
+    (name, (first, second, _)), *others = of_picture.items()
+    seen = train.load(first, rng)["image"]
+    (tmp_path / "questions" / name).unlink()
+    assert np.array_equal(train.load(second, rng)["image"], seen)
+    for _, (index, *_) in others[:2]:
+        train.load(index, rng)
+    with pytest.raises(DataError):  # two younger ones took its place
+        train.load(second, rng)

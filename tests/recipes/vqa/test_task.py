@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from torch import Tensor
 
 import rigfit
 from rigfit.errors import TrainingError, UsageError
+from rigfit.planning.plan import BatchLayout
 from rigfit.recipes.vqa.data import open_data
 from rigfit.recipes.vqa.task import VqaTask, build, check_weights
 from rigfit.recipes.vqa.trie import Trie
+from rigfit.training.distributed import World
+from rigfit.training.evaluate import evaluate
 from tests.recipes.vqa.tiny import SIZES, batch_of, prepared, tiny_config, tiny_task, write_questions
 
 
@@ -97,6 +101,52 @@ def test_the_macro_score_is_the_mean_over_types_that_were_asked() -> None:
     task = tiny_task(tiny_config())
     metrics = {"exact_match": 0.9, "exact_match/a": 1.0, "exact_match/b": 0.5, "exact_match/c": math.nan}
     assert task.conclude(metrics)["exact_match_macro"] == 0.75
+
+
+def test_a_type_without_held_out_questions_has_no_score_and_is_told(tmp_path: Path) -> None:
+    """Its share of right answers was nan, in the table, the metrics and TensorBoard."""
+    data = write_questions(tmp_path / "questions")
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    held_out = [row for row in rows[-12:] if row["answer"] != "1"]  # nothing is counted in these
+    for name, kept in (("train", rows[:-12]), ("val", held_out)):
+        (data.parent / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    data.unlink()
+    config, splits = prepared(tmp_path)
+    assert "type count: 8 questions to train on, none held out, so no score" in splits.facts
+    task = tiny_task(config)
+    task.setup(splits)
+    baseline = task.build_baseline(splits.train)
+    assert baseline is not None
+    for one in (task, baseline):
+        found = evaluate(
+            one,
+            splits.validation,
+            layout=BatchLayout(micro_batch_sizes=(4,), accumulation_steps=1),
+            world=World(rank=0, local_rank=0, size=1, device=torch.device("cpu")),
+            precision="fp32",
+            num_workers=0,
+        )
+        assert {name for name in found if "/" in name} == {"exact_match/colour", "exact_match/yes_no"}
+        assert not any(map(math.isnan, found.values()))
+
+
+def test_where_nothing_is_held_out_no_answer_is_said_to_be_right_for_held_out_questions(tmp_path: Path) -> None:
+    _, splits = prepared(tmp_path, validation_fraction=0)
+    (line,) = [fact for fact in splits.facts if fact.startswith("type count")]
+    assert (
+        line
+        == "type count: 12 questions to train on, 1 answer; always '1' is right for 100.0% of them; none are held out"
+    )
+
+
+def test_types_beyond_the_twelfth_are_counted(tmp_path: Path) -> None:
+    data = write_questions(tmp_path / "questions")
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    given = [row | {"type": f"t{number % 14:02}"} for number, row in enumerate(rows)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in given))
+    _, splits = prepared(tmp_path, validation_fraction=0)
+    told = [fact.partition(":")[0] for fact in splits.facts if fact.startswith(("type t", "and "))]
+    assert told == [*(f"type t{number:02}" for number in range(12)), "and 2 types more"]
 
 
 def test_the_baseline_answers_each_type_with_its_most_common_answer(made: Any) -> None:

@@ -37,6 +37,12 @@ def test_a_question_about_a_picture_is_answered(trained: Trained, tmp_path: Path
     assert sum(one == row.answer for one, row in zip(said, rows, strict=True)) >= len(rows) - 1
 
 
+def test_a_question_that_is_no_utf_8_is_refused(trained: Trained, tmp_path: Path) -> None:
+    """The command line hands over such bytes as halves of characters."""
+    with pytest.raises(UsageError, match="no text in UTF-8"):
+        verbs.answer(trained, str(tmp_path / "any.png"), "How \udcff many?", out=tmp_path)
+
+
 def test_a_type_that_does_not_exist_is_told_with_those_that_do(trained: Trained, tmp_path: Path) -> None:
     image = str(next((trained.folder / "questions" / "images").iterdir()))
     with pytest.raises(UsageError, match=r"no question type shape(.|\n)*colour, count, yes_no"):
@@ -99,7 +105,7 @@ def test_statistics_say_how_far_the_most_common_answer_gets(tmp_path: Path) -> N
     said = verbs.statistics(str(tmp_path / "questions"))
     assert "type yes_no:" in said
     assert "always 'no' is right for" in said
-    assert "type count: 10 questions, 1 answers; always '1' is right for 100.0%" in said
+    assert "type count: 10 questions to train on, 1 answer; always '1' is right for 100.0%" in said
 
 
 def test_what_was_not_said_is_told_and_its_options_are_taken(tmp_path: Path) -> None:
@@ -111,7 +117,7 @@ def test_what_was_not_said_is_told_and_its_options_are_taken(tmp_path: Path) -> 
     for verb in (verbs.statistics, verbs.preview):
         told = verb(str(data), letterbox=784, tokenizer=str(tmp_path / "data" / "tokenizer"))
         assert "784 tokens of 28 x 28" in told
-        assert "nothing else was said" not in told
+        assert "nothing else was given" not in told
 
 
 def test_a_tokenizer_beside_its_model_is_numbered_as_that_model_is(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rigfit.errors import DataError, UsageError
-from rigfit.recipes.ocr.architecture import decoder_of, image_size, read_architecture
+from rigfit.recipes.ocr.architecture import decoder_of, image_size, local_folder, read_architecture
 from rigfit.recipes.ocr.augment import Augmentation
 from rigfit.recipes.ocr.cache import Bad, write_cache
 from rigfit.recipes.ocr.config import SAMPLE, OcrConfig
@@ -55,6 +55,22 @@ def prepare_data(config: OcrConfig, folder: Path, progress: Progress) -> None:
             long.
         RunError: The disk has no room for the line images.
     """
+    _prepare(config, folder, progress, only_plans=False)
+
+
+def prepare_for_plan(config: OcrConfig, folder: Path, progress: Progress) -> None:
+    """As `prepare_data`; where the model's tokenizer is not here, no label is counted, and none left out as too long.
+
+    A plan reads a step whose labels all have `max_tokens` anyway. A tokenizer of the texts stands in for it, so that
+    samples can be loaded and timed.
+
+    Raises:
+        UsageError, DataError, RunError: As `prepare_data`.
+    """
+    _prepare(config, folder, progress, only_plans=True)
+
+
+def _prepare(config: OcrConfig, folder: Path, progress: Progress, *, only_plans: bool) -> None:
     if config.data is None:
         raise UsageError("No data were given.", "Say data=FOLDER, or data=sample for drawn lines.")
     architecture = read_architecture(config)
@@ -63,11 +79,21 @@ def prepare_data(config: OcrConfig, folder: Path, progress: Progress) -> None:
         progress = _second_half(progress)
     labelled, bad, facts = _clean(source, config)
     labelled, split_fact = _split(labelled, config)
-    tokens = _tokenizer(labelled, config, folder, vocab_size=int(decoder_of(architecture).vocab_size))
+    is_known = not only_plans or _has_tokenizer(config)
+    named = config if is_known else config.model_copy(update={"tokenizer": "char"})
+    tokens = _tokenizer(labelled, named, folder, vocab_size=int(decoder_of(architecture).vocab_size))
     labels = [tokens.encode(one.text) for one in labelled]
-    labelled, labels, long, long_fact = _without_overlong(labelled, labels, config)
-    facts += [split_fact, *long_fact, *audit(tokens, [np.array(ids) for ids in labels], [one.text for one in labelled])]
-    facts += _unknown(tokens, labelled, labels)
+    long: list[Bad] = []
+    facts.append(split_fact)
+    if is_known:
+        labelled, labels, long, long_fact = _without_overlong(labelled, labels, config)
+        facts += [*long_fact, *audit(tokens, [np.array(ids) for ids in labels], [one.text for one in labelled])]
+        facts += _unknown(tokens, labelled, labels)
+    else:
+        facts.append(
+            f"planned without the tokenizer of {config.model_name}, which is not on this machine: labels of max_tokens "
+            f"{config.max_tokens} are assumed; whether a text is longer is seen before training"
+        )
     kept, aspects, unreadable = _keep_images(labelled, config, folder, image_size(architecture), progress)
     _refuse_too_many([*source.bad, *unreadable], len(labelled) + len(source.bad), config)
     entries = [
@@ -185,6 +211,15 @@ def _split(labelled: Sequence[_Labelled], config: OcrConfig) -> tuple[list[_Labe
         f"held out by {kind}: {len(held_out)} of {len(set(names))} {kind}s with {num_lines:,} of {len(names):,} lines; "
         "no line of theirs is trained on"
     )
+
+
+def _has_tokenizer(config: OcrConfig) -> bool:
+    """Return whether there is a tokenizer to read or to train; one that weights which are here lack is told as such."""
+    if config.tokenizer_name != config.model_name:
+        return True
+    folder = local_folder(config.model_name)
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "*.safetensors", "*.bin")
+    return folder is not None and any(path for name in names for path in folder.glob(name))
 
 
 def _tokenizer(labelled: Sequence[_Labelled], config: OcrConfig, folder: Path, *, vocab_size: int) -> Tokens:

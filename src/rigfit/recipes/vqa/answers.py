@@ -7,10 +7,18 @@ import unicodedata
 from dataclasses import dataclass
 
 # `;` divides lists, `<` and `>` are signs: without them "<5mm" and ">5mm" would be one answer.
-_DROPPED = re.compile(r"[^\w\s.\-%;<>,/+=:']")
-_DIVIDER = re.compile(r"\s*([;,])\s*")
-_ARTICLE = re.compile(r"^(?:a|an|the) (?=\S)")
-_QUANTITY = re.compile(r"^(?P<sign>[<>]=?)?\s*(?P<number>[+-]?\d+(?:\.\d+)?)\s*(?P<unit>%|[a-z]+)?$")
+_MARKS = frozenset(".-%;<>,/+=:'")
+_WRITTEN_PLAINLY = str.maketrans(
+    dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")
+    | dict.fromkeys("\u2018\u2019", "'")
+    | {"\u2264": "<=", "\u2265": ">=", "\u00d7": "x"}
+)
+_DIVIDER = re.compile(r"([;,])")
+_TWO_LETTERS = re.compile(r"[^\W\d_]{2}")
+_NO_ARTICLE_BEFORE = frozenset({"and", "or", "is", "to", "but", "only"})
+"""What follows the letter A where it names a choice, and never follows the article."""
+
+_QUANTITY = re.compile(r"^(?P<sign>[<>]=?)?\s*(?P<number>[+-]?(?:\d+(?:\.\d+)?|\.\d+))\s*(?P<unit>%|[a-z]+)?$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,10 +31,60 @@ class Quantity:
 
 
 def normalise(text: str) -> str:
-    """Return `text` in lower case, one space between words, without other marks than . - % ; < > , / + = : and '."""
-    kept = _DROPPED.sub("", unicodedata.normalize("NFKC", text).lower())
-    kept = _DIVIDER.sub(r"\1 ", kept)
-    return _ARTICLE.sub("", " ".join(kept.split()).strip(" .,;:'"))
+    """Return `text` in lower case, one space between words, without other marks than . - % ; < > , / + = : and '.
+
+    Articles are left out where they are no answer: `the` anywhere; `an`, and `a` before a word of two letters or
+    more, at the start of the answer or of a part of a list. So "A dog" is "dog", while "A", "A; B", "A B",
+    "A and B" and "hepatitis A virus" keep the letter.
+    """
+    plain = unicodedata.normalize("NFKC", text).translate(_WRITTEN_PLAINLY).lower()
+    # Once more, for what stood apart by a mark that was dropped may belong together now.
+    kept = unicodedata.normalize("NFKC", "".join(filter(_is_kept, plain)))
+    parts = _DIVIDER.split(" ".join(kept.split()))
+    found = ""
+    for part, divider in zip(parts[::2], [*parts[1::2], ""], strict=True):
+        bare = _without_articles(part)
+        found += f"{bare}{divider} " if bare else ""
+    return _stripped(found)
+
+
+def _is_kept(character: str) -> bool:
+    """Return whether a character is more than punctuation; vowel signs of many scripts are marks that combine."""
+    return (
+        character.isalnum()
+        or character.isspace()
+        or character in _MARKS
+        or character == "_"
+        or unicodedata.category(character).startswith("M")
+    )
+
+
+def _stripped(part: str) -> str:
+    """Return `part` without marks around it, but for the point of `.5`."""
+    bare = part.strip(" .,;:'")
+    before = part[: len(part.rstrip(" .,;:'")) - len(bare)]
+    return f".{bare}" if before.endswith(".") and bare[:1].isdigit() else bare
+
+
+def _without_articles(part: str) -> str:
+    """Return one part of a list without articles, and without marks around it; articles stay where nothing else is."""
+    before = None
+    while part != before:  # what one article hid may be another
+        before = part = _stripped(part)
+        words = part.split()
+        if _begins_with_article(words):
+            del words[0]
+        part = _stripped(" ".join(word for word in words if word != "the")) or part
+    return part
+
+
+def _begins_with_article(words: list[str]) -> bool:
+    """Return whether the first of `words` is an article: `an` before any word, `a` where it cannot be a letter."""
+    if len(words) < 2:
+        return False
+    first, following = words[:2]
+    is_word = following[0].isalpha() and _TWO_LETTERS.search(following) is not None
+    return first == "an" or (first == "a" and is_word and following not in _NO_ARTICLE_BEFORE)
 
 
 def read_quantity(normalised: str) -> Quantity | None:

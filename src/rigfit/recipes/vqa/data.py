@@ -26,6 +26,7 @@ from rigfit.recipes.vqa.questions import (
 from rigfit.recipes.vqa.samples import Row, VqaSamples
 from rigfit.recipes.vqa.sources import find_source, read_architecture
 from rigfit.recipes.vqa.split import choose_held_out
+from rigfit.recipes.vqa.tokens import FILE_NAME as TOKENIZER_NAME
 from rigfit.recipes.vqa.tokens import Chat, read_tokenizer, train_tokenizer, write_tokenizer
 from rigfit.recipes.vqa.types import RULES, Types, learn_types
 from rigfit.recipes.vqa.vocabulary import FILE_NAME as META_NAME
@@ -56,25 +57,43 @@ def prepare_data(config: VqaConfig, folder: Path, progress: Progress) -> None:
         UsageError: No data, missing files, a tokenizer that does not fit the model.
         DataError: Too much that cannot be used, or a text that is too long.
     """
+    _prepare(config, folder, progress, only_plans=False)
+
+
+def prepare_for_plan(config: VqaConfig, folder: Path, progress: Progress) -> None:
+    """As `prepare_data`; where the tokenizer of the weights is not here, every text counts as long as it may be.
+
+    A plan reads a step whose texts are that long anyway. A tokenizer of the texts stands in for it, so that samples can
+    be loaded and timed.
+
+    Raises:
+        UsageError, DataError: As `prepare_data`.
+    """
+    _prepare(config, folder, progress, only_plans=True)
+
+
+def _prepare(config: VqaConfig, folder: Path, progress: Progress, *, only_plans: bool) -> None:
     if config.data is None:
         raise UsageError("No data were given.", "Say data=FILE.jsonl, data=FOLDER, or data=sample for drawn scenes.")
     found = find_questions(config, folder, progress)
-    tokenizer = _prepare_tokenizer(config, found, folder)
+    is_known = not only_plans or _has_tokenizer(config)
+    tokenizer = _prepare_tokenizer(config, found, folder) if is_known else _train_tokenizer(config, found, folder)
     chat = Chat(read_tokenizer(tokenizer), system_prompt=config.system_prompt, num_image_tokens=config.num_image_tokens)
-    require_same_ids(config, chat)
+    if is_known:
+        require_same_ids(config, chat)
     # A row that names its type has no use for the rules: it neither bears them out nor speaks against them.
     pairs = [(question.question, question.answer) for question in found.train if question.given_type is None]
     types, type_facts = learn_types(pairs, config.type_rules or RULES)
     rows = [
-        *(_row(question, types, chat, config, is_held_out=False) for question in found.train),
-        *(_row(question, types, chat, config, is_held_out=True) for question in found.held_out),
+        _row(question, types, chat if is_known else None, config, is_held_out=is_held_out)
+        for is_held_out, questions in ((False, found.train), (True, found.held_out))
+        for question in questions
     ]
     size_fact = (
         f"pictures in squares of {config.image_size} pixels: {config.num_image_tokens} tokens of "
         f"{FACTOR} x {FACTOR} pixels each"
     )
-    text = [row.num_tokens for row in rows]
-    length_fact = f"sequences of {min(text)} to {max(text)} tokens, {sum(text) / len(text):.0f} on average"
+    length_fact = _length_fact(rows) if is_known else _assumed_length_fact(config)
     facts = [*found.facts, size_fact, length_fact, *type_facts, *describe(rows)]
     meta: dict[str, Any] = {
         "root": None if config.data == SAMPLE_NAME else str(found.root),
@@ -93,6 +112,19 @@ def prepare_data(config: VqaConfig, folder: Path, progress: Progress) -> None:
     os.replace(temporary, folder / META_NAME)
 
 
+def _length_fact(rows: Sequence[Row]) -> str:
+    lengths = [row.num_tokens for row in rows]
+    return f"sequences of {min(lengths)} to {max(lengths)} tokens, {sum(lengths) / len(lengths):.0f} on average"
+
+
+def _assumed_length_fact(config: VqaConfig) -> str:
+    return (
+        f"planned without the tokenizer of {config.source}, which is not on this machine: sequences of "
+        f"{config.max_tokens} tokens are assumed ({config.num_image_tokens} of the picture, max_text_tokens "
+        f"{config.max_text_tokens}); whether a text is longer is seen before training"
+    )
+
+
 def find_questions(config: VqaConfig, folder: Path, progress: Progress) -> Found:
     """Return the usable questions of `config.data`, split by picture; rejected ones are written into `folder`."""
     facts: list[str] = []
@@ -108,6 +140,8 @@ def find_questions(config: VqaConfig, folder: Path, progress: Progress) -> Found
     if held_out_path is not None:
         more, bad = read_questions(held_out_path)
         questions, rejected = questions + more, rejected + bad
+    choices = Counter(question.passed_over for question in questions if question.passed_over)
+    facts += [f"pictures taken from {choice}, which names others in {count(n, 'row')}" for choice, n in choices.items()]
     from_train = {id(question) for question in questions[:num_train]}
     questions, unseen, digests = check_pictures(questions, root, progress)
     rejected += unseen
@@ -210,12 +244,25 @@ def _drop_seen(
     ]
 
 
+def _has_tokenizer(config: VqaConfig) -> bool:
+    """Return whether there is a tokenizer to read or to train; one that weights which are here lack is told as such."""
+    if config.tokenizer is not None or config.source is None:
+        return True
+    try:
+        folder = find_source(config.source)
+    except UsageError:
+        return False
+    return (folder / TOKENIZER_NAME).is_file() or any(folder.glob("*.safetensors"))
+
+
 def _prepare_tokenizer(config: VqaConfig, found: Found, folder: Path) -> Path:
     """Return the folder of the tokenizer; where none is named, one is trained on the texts trained on."""
     if config.tokenizer is not None:
         return Path(config.tokenizer).expanduser().resolve()
-    if config.source is not None:
-        return find_source(config.source)
+    return find_source(config.source) if config.source is not None else _train_tokenizer(config, found, folder)
+
+
+def _train_tokenizer(config: VqaConfig, found: Found, folder: Path) -> Path:
     size = int(read_architecture(config)["text_config"]["vocab_size"])
     texts = [config.system_prompt, "system\n", "user\n", "assistant\n"]
     texts += [text for question in found.train for text in (question.question, question.answer)]
@@ -248,7 +295,25 @@ def require_same_ids(config: VqaConfig, chat: Chat) -> None:
         )
 
 
-def _row(question: Question, types: Types, chat: Chat, config: VqaConfig, *, is_held_out: bool) -> Row:
+def _row(question: Question, types: Types, chat: Chat | None, config: VqaConfig, *, is_held_out: bool) -> Row:
+    """Return the question as it is kept; without a `chat` that counts its tokens, as long as it may be."""
+    return Row(
+        image=question.image,
+        question=question.question,
+        answer=question.answer,
+        where=question.where,
+        type=types.type_of(question.question, question.given_type),
+        num_tokens=config.max_tokens if chat is None else _num_tokens(question, chat, config),
+        is_held_out=is_held_out,
+    )
+
+
+def _num_tokens(question: Question, chat: Chat, config: VqaConfig) -> int:
+    """Return the length of the whole sequence.
+
+    Raises:
+        DataError: Its text or its answer is longer than the config allows.
+    """
     made = chat.tokenize(question.question, question.answer)
     num_text = len(made.prompt) - config.num_image_tokens + len(made.answer)
     if num_text > config.max_text_tokens:
@@ -263,15 +328,7 @@ def _row(question: Question, types: Types, chat: Chat, config: VqaConfig, *, is_
             f"max_answer_tokens {config.max_answer_tokens}.",
             f"Use max_answer_tokens={len(made.answer)}, or shorten the answer.",
         )
-    return Row(
-        image=question.image,
-        question=question.question,
-        answer=question.answer,
-        where=question.where,
-        type=types.type_of(question.question, question.given_type),
-        num_tokens=len(made.prompt) + len(made.answer),
-        is_held_out=is_held_out,
-    )
+    return len(made.prompt) + len(made.answer)
 
 
 def _allowed(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -297,20 +354,27 @@ def _common_answers(rows: Sequence[Row]) -> dict[str, str]:
 def describe(rows: Sequence[Row]) -> list[str]:
     """Return a line for each type: how many questions, how many answers, and how far the most common answer gets."""
     train = [row for row in rows if not row.is_held_out]
-    held_out = [row for row in rows if row.is_held_out] or train
-    lines = []
-    for name in sorted({row.type for row in rows}):
-        answers = Counter(normalise(row.answer) for row in train if row.type == name)
-        judged = [row for row in held_out if row.type == name]
-        if not answers or not judged:
-            lines.append(f"type {name}: {sum(answers.values())} questions to train on, {len(judged)} held out")
-            continue
-        common = answers.most_common(1)[0][0]
-        right = sum(is_match(common, row.answer) for row in judged)
-        reachable = sum(normalise(row.answer) in answers for row in judged)
-        lines.append(
-            f"type {name}: {sum(answers.values())} questions, {len(answers)} answers; always {common!r} is right for "
-            f"{right / len(judged):.1%} of {len(judged)} held out, {reachable / len(judged):.1%} have an answer seen "
-            "in training"
-        )
-    return lines[:_MOST_LINES]
+    held_out = [row for row in rows if row.is_held_out]
+    names = sorted({row.type for row in rows})
+    lines = [_describe_type(name, train, held_out) for name in names[:_MOST_LINES]]
+    rest = len(names) - len(lines)
+    return [*lines, f"and {count(rest, 'type')} more"] if rest else lines
+
+
+def _describe_type(name: str, train: Sequence[Row], held_out: Sequence[Row]) -> str:
+    answers = Counter(normalise(row.answer) for row in train if row.type == name)
+    judged = [row for row in held_out or train if row.type == name]
+    if not answers:
+        return f"type {name}: no questions to train on, {len(judged)} held out"
+    if not judged:
+        return f"type {name}: {count(sum(answers.values()), 'question')} to train on, none held out, so no score"
+    common = answers.most_common(1)[0][0]
+    right = sum(is_match(common, row.answer) for row in judged)
+    told = (
+        f"type {name}: {count(sum(answers.values()), 'question')} to train on, {count(len(answers), 'answer')}; "
+        f"always {common!r} is right for {right / len(judged):.1%} of "
+    )
+    if not held_out:
+        return f"{told}them; none are held out"
+    reachable = sum(normalise(row.answer) in answers for row in judged)
+    return f"{told}{len(judged)} held out; training has the answers of {reachable / len(judged):.1%} of those"

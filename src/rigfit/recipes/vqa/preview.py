@@ -64,6 +64,7 @@ def to_html(samples: list[list[Piece]]) -> str:
         "white-space:pre-wrap}.read{color:#555}.learned{background:#7ddf8c;font-weight:bold}"
     )
     return (
-        f'<!doctype html><meta charset="utf-8"><title>What the loss counts</title><style>{style}</style>'
-        f"<h1>What the loss counts</h1><p>Green tokens are learned, all others only read.</p>{''.join(blocks)}\n"
+        f'<!doctype html><meta charset="utf-8"><title>What the model learns to write</title><style>{style}</style>'
+        f"<h1>What the model learns to write</h1><p>It learns the green tokens, and only reads all others.</p>"
+        f"{''.join(blocks)}\n"
     )

@@ -35,6 +35,7 @@ class Question:
         question, answer: As written in the data.
         where: File and line, for messages.
         given_type: The type that the data name, or None.
+        passed_over: `image before image_path` where the row names another picture under another key; else None.
     """
 
     image: str
@@ -42,6 +43,7 @@ class Question:
     answer: str
     where: str
     given_type: str | None = None
+    passed_over: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +139,9 @@ class _BadRowError(Exception):
 def _read_row(row: Any, where: str) -> Iterator[Question]:
     if not isinstance(row, dict):
         raise _BadRowError("no JSON object")
-    image = next((row[key] for key in _IMAGE_KEYS if row.get(key)), None)
+    keys = [key for key in _IMAGE_KEYS if row.get(key)]
+    image = row[keys[0]] if keys else None
+    passed_over = [key for key in keys[1:] if row[key] not in (image, [image]) and [row[key]] != image]
     if isinstance(image, list):
         if len(image) != 1:
             raise _BadRowError(f"{len(image)} pictures, where one is expected")
@@ -145,10 +149,19 @@ def _read_row(row: Any, where: str) -> Iterator[Question]:
     if not isinstance(image, str) or "\0" in image:
         raise _BadRowError("no `image`")
     given = next((str(row[key]) for key in _TYPE_KEYS if row.get(key)), None)
+    _require_characters(image, "name of the picture")
+    _require_characters(given or "", "type")
     pairs = _read_messages(row["messages"]) if "messages" in row else [(row.get("question"), row.get("answer"))]
     checked = [(_text_of(question, "question"), _text_of(answer, "answer")) for question, answer in pairs]
     return (
-        Question(image=image, question=question, answer=answer, where=where, given_type=given)
+        Question(
+            image=image,
+            question=question,
+            answer=answer,
+            where=where,
+            given_type=given,
+            passed_over=f"{keys[0]} before {', '.join(passed_over)}" if passed_over else None,
+        )
         for question, answer in checked
     )
 
@@ -159,11 +172,19 @@ def _text_of(value: Any, name: str) -> str:
     if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
         raise _BadRowError(f"the {name} is no text: {json.dumps(value)}")
     text = " ".join(str(value).split())
+    _require_characters(text, name)
     if text.lower() in _NOT_A_TEXT:
         raise _BadRowError(f"the {name} is empty ({text!r})")
     if name == "answer" and not normalise(text):
         raise _BadRowError(f"the answer {text!r} says nothing: it holds marks alone")
     return text
+
+
+def _require_characters(text: str, name: str) -> None:
+    r"""Check that no half of a character is in `text`: JSON can write one (`\ud800`), no file in UTF-8 can hold it."""
+    half = next((one for one in text if "\ud800" <= one <= "\udfff"), None)
+    if half is not None:
+        raise _BadRowError(f"the {name} holds \\u{ord(half):04x}, half of a character without its other half")
 
 
 def _read_messages(messages: Any) -> list[tuple[str, str]]:

@@ -21,6 +21,10 @@ IGNORED = -100
 _SHIFT = 8  # the share of a picture's side by which `augment=shift` moves it at most, as 1/8
 
 
+_KEPT_BYTES = 64 * 2**20
+"""Of letterboxed pictures, in each process that loads: several questions are about one picture. 36 of 784 pixels."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """A question as it was prepared.
@@ -82,9 +86,10 @@ class VqaSamples:
         self._num_image_tokens = num_image_tokens
         self._augment = augment
         self._chat: Chat | None = None
+        self._pictures: dict[str, NDArray[np.uint8]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_chat": None}  # a loader process reads its own
+        return self.__dict__ | {"_chat": None, "_pictures": {}}  # a loader process reads its own
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -112,7 +117,7 @@ class VqaSamples:
             DataError: The sample has no token that the loss would count.
         """
         row = self.rows[index]
-        image = letterbox(read_image(Path(self._root, row.image)).rgb, self.image_size)[0]
+        image = self._picture(row.image)
         if self._augment != "none":
             image = _shift(image, rng)
         if self._augment == "shift_flip":
@@ -130,6 +135,17 @@ class VqaSamples:
             "index": index,
             "vocabulary": self.prepared,
         }
+
+    def _picture(self, name: str) -> NDArray[np.uint8]:
+        """Return a picture in its square; the last ones asked for are kept, and read-only."""
+        found = self._pictures.pop(name, None)
+        if found is None:
+            found = letterbox(read_image(Path(self._root, name)).rgb, self.image_size)[0]
+            found.flags.writeable = False
+        self._pictures[name] = found  # the youngest stands last
+        while len(self._pictures) > max(1, _KEPT_BYTES // found.nbytes):
+            del self._pictures[next(iter(self._pictures))]
+        return found
 
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the samples as one micro-batch, see `collate`."""

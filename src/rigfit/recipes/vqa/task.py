@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,8 +110,8 @@ class VqaTask(Task):
         return {"loss": loss, **match_sums(right, batch["type"].tolist(), words.type_names, loss[0].device)}
 
     def conclude(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Add `exact_match_macro`: the mean over the types that have questions."""
-        return with_macro(metrics)
+        """Add `exact_match_macro`, and leave out the types without held-out questions: they have no score."""
+        return concluded(metrics)
 
     def require_ready(self, *, is_trained: bool = False) -> None:
         """Check that what answers is what was trained.
@@ -211,8 +212,8 @@ class MajorityBaseline(Task):
         return match_sums(self._right(batch), batch["type"].tolist(), self.types, batch["type"].device)
 
     def conclude(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Add the mean over types."""
-        return with_macro(metrics)
+        """Conclude as the model does."""
+        return concluded(metrics)
 
     def _right(self, batch: Batch) -> list[bool]:
         said = [self.answers.get(self.types[number], "") for number in batch["type"].tolist()]
@@ -236,7 +237,10 @@ def match_sums(
     return found
 
 
-def with_macro(metrics: dict[str, float]) -> dict[str, float]:
-    """Return `metrics` with the mean of exact match over the types that were asked."""
-    by_type = [value for name, value in metrics.items() if name.startswith(f"{MICRO}/") and value == value]
-    return metrics | ({f"{MICRO}_macro": sum(by_type) / len(by_type)} if by_type else {})
+def concluded(metrics: dict[str, float]) -> dict[str, float]:
+    """Return `metrics` with the mean of exact match over the types that were asked, and without the others."""
+    prefix = f"{MICRO}/"
+    # A share of right answers is no number only where nothing was counted.
+    kept = {name: value for name, value in metrics.items() if not (name.startswith(prefix) and math.isnan(value))}
+    by_type = [value for name, value in kept.items() if name.startswith(prefix)]
+    return kept | ({f"{MICRO}_macro": sum(by_type) / len(by_type)} if by_type else {})

@@ -24,15 +24,17 @@ _PASSED = 0.95
 
 
 def answer(trained: Trained, image: str, question: str, *, out: Path, question_type: str | None = None) -> str:
-    """Answer one question about one picture, with the adapters that were trained.
+    """Answer one question about one picture with a trained model.
 
     Args:
         trained: The run.
         image: Path of a picture.
         question: What to ask.
         out: Not written to.
-        question_type: For a run with constrained types; from the run's rules when absent.
+        question_type: Type of the question, such as yes_no, in a run with constrained_types; found by the rules of the
+            run when absent.
     """
+    require_characters(question)
     import numpy as np
     import torch
 
@@ -58,7 +60,7 @@ def answer(trained: Trained, image: str, question: str, *, out: Path, question_t
 
 
 def merge(trained: Trained, *, out: Path) -> str:
-    """Write the whole model with the adapters added into its weights, for `from_pretrained`.
+    """Write the whole model as one folder that transformers loads, the trained adapters added into its weights.
 
     Args:
         trained: The run.
@@ -81,15 +83,15 @@ def preview(
     tokenizer: str | None = None,
     letterbox: int | None = None,
 ) -> str:
-    """Show the tokens of some questions, and which of them the loss counts.
+    """Show some questions token by token, as the model gets them, and which tokens it learns to write.
 
     Args:
-        data: JSONL, folder, or sample.
-        num_samples: Questions shown, evenly spread.
-        page: HTML file to write the same into.
-        image_root: Folder that image names start from.
+        data: JSONL file of questions, a folder that holds one, or `sample` for drawn scenes.
+        num_samples: Questions shown, spread evenly over the data.
+        page: HTML file to write the same into, in colour.
+        image_root: Folder that the names of pictures start from; that of the JSONL file when absent.
         tokenizer: Folder with tokenizer.json; one is trained on the data's texts when absent.
-        letterbox: Side of the square, pixels.
+        letterbox: Side of the square that pictures are fitted into, pixels, a multiple of 28; 84 when absent.
     """
     config = _config(data, image_root=image_root, tokenizer=tokenizer, letterbox=letterbox)
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +101,7 @@ def preview(
         shown: list[list[Piece]] = [pieces(samples, index) for index in chosen]
     if page is not None:
         Path(page).write_text(to_html(shown), encoding="utf-8")
-    counted = "the loss counts what stands in [brackets]"
+    counted = "the model learns to write what stands in [brackets], and only reads the rest"
     coloured = sys.stdout.isatty()
     text = "\n\n".join(to_terminal(one, is_coloured=coloured) for one in shown)
     return "\n".join(
@@ -118,11 +120,11 @@ def statistics(
     """Count questions and answers by type, and say how far the most common answer of each type gets.
 
     Args:
-        data: JSONL, folder, or sample.
-        image_root: Folder that image names start from.
-        validation_data: JSONL of held-out questions.
+        data: JSONL file of questions, a folder that holds one, or `sample` for drawn scenes.
+        image_root: Folder that the names of pictures start from; that of the JSONL file when absent.
+        validation_data: JSONL of held-out questions; a share of the pictures is held out when absent.
         tokenizer: Folder with tokenizer.json; one is trained on the data's texts when absent.
-        letterbox: Side of the square, pixels.
+        letterbox: Side of the square that pictures are fitted into, pixels, a multiple of 28; 84 when absent.
     """
     config = _config(
         data, image_root=image_root, validation_data=validation_data, tokenizer=tokenizer, letterbox=letterbox
@@ -145,15 +147,16 @@ def sanity(
     num_steps: int = 200,
     lr: float = 1e-3,
 ) -> str:
-    """Overfit a few questions: a model that cannot learn them by heart has a fault somewhere.
+    """Train on a few questions until they are known by heart: where that fails, data, tokens or settings have a fault.
 
     Args:
-        data: JSONL, folder, or sample.
-        image_root: Folder that image names start from.
-        weights: Folder or cached name to put adapters on; a small fresh model when absent.
-        letterbox: Side of the square, pixels.
-        num_samples: Questions learned.
-        num_steps: Optimizer steps over all of them.
+        data: JSONL file of questions, a folder that holds one, or `sample` for drawn scenes.
+        image_root: Folder that the names of pictures start from; that of the JSONL file when absent.
+        weights: Folder, or name in the Hugging Face cache, of the model to tune; a small fresh one when absent.
+        letterbox: Side of the square that pictures are fitted into, pixels, a multiple of 28; 784, or 84 for a small
+            fresh model, when absent.
+        num_samples: Questions to learn by heart.
+        num_steps: Optimizer steps; each is over all of them.
         lr: Learning rate.
     """
     import torch
@@ -183,6 +186,18 @@ def sanity(
 
 
 VERBS: tuple[Callable[..., str], ...] = (answer, merge, preview, statistics, sanity)
+
+
+def require_characters(question: str) -> None:
+    """Check that a question from the command line is text in UTF-8.
+
+    Raises:
+        UsageError: It is not.
+    """
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"The question {question!r} is no text in UTF-8.", "Type it again.") from None
 
 
 def task_of(trained: Trained) -> VqaTask:
@@ -220,10 +235,10 @@ def _assumed(config: VqaConfig) -> list[str]:
     """Return a line about what was not said, and decides how many tokens are counted here."""
     taken = []
     if config.letterbox is None:
-        taken.append(f"squares of {config.image_size} pixels (--letterbox 784: those of the published weights)")
+        taken.append(f"squares of {config.image_size} pixels (--letterbox 784 is what the published weights get)")
     if config.tokenizer is None:
-        taken.append("a tokenizer trained on these texts (--tokenizer FOLDER: another one)")
-    return [f"taken here, for nothing else was said: {' and '.join(taken)}"] if taken else []
+        taken.append("a tokenizer trained on these texts (--tokenizer FOLDER takes another)")
+    return [f"assumed, for nothing else was given: {' and '.join(taken)}"] if taken else []
 
 
 def _open(config: VqaConfig, folder: Path) -> Splits:
