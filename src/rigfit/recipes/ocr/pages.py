@@ -190,7 +190,7 @@ def _page_line(line: ET.Element) -> PageLine:
     if coordinates is not None:
         points = _points(coordinates.get("points", ""))
         if not points:  # versions before 2013 write one element per point
-            points = tuple((float(p.get("x", "0")), float(p.get("y", "0"))) for p in children(coordinates, "Point"))
+            points = _points_of(list(children(coordinates, "Point")))
     return PageLine(name=line.get("id", ""), polygon=points, is_box=False, text=_page_text(line))
 
 
@@ -248,10 +248,17 @@ def _points(text: str) -> tuple[Point, ...]:
     return tuple(zip(numbers[::2], numbers[1::2], strict=False))
 
 
+def _points_of(elements: Sequence[ET.Element]) -> tuple[Point, ...]:
+    try:
+        return tuple((float(point.get("x", "0")), float(point.get("y", "0"))) for point in elements)
+    except ValueError:
+        return ()  # told as a line without an outline
+
+
 def _size(width: str | None, height: str | None) -> tuple[int, int] | None:
     try:
         size = (round(float(width or 0)), round(float(height or 0)))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return size if min(size) > 0 else None
 
