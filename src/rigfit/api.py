@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rigfit.aliases import resolve_aliases
 from rigfit.errors import UsageError
+from rigfit.folders import refuse_unwritable
 from rigfit.hardware.parse import parse_rig
 from rigfit.hardware.rig import Rig
 from rigfit.launching.ranks import joins_others, rig_of_ranks
@@ -345,17 +346,23 @@ def verb(
     """
     recipe = load_recipe(recipe_name)
     function = _verb_on_run(recipe, verb_name, options)
+    check = getattr(load_module(str(recipe.verbs_module)), "CHECKS", {}).get(verb_name)
     opened = run if isinstance(run, Run) else Run.open(run)
     if opened.plan.recipe != recipe.name:
         raise UsageError(
             f"{opened.folder} is a run of {opened.plan.recipe}, not of {recipe_name}.",
             f"Use `rigfit {opened.plan.recipe} {verb_name} ...`.",
         )
+    folder = Path(out) if out else opened.folder / verb_name
+    if out:  # not every verb writes, so a run that cannot be written to is no fault by itself
+        refuse_unwritable(folder)
+    if check is not None:
+        check(opened.folder, out=folder, **options)
     device = _first_device(rig)
     from rigfit.training.trained import open_trained
 
     trained, _ = open_trained(opened, which=checkpoint, device=device)
-    return function(trained, out=Path(out) if out else opened.folder / verb_name, **options) or ""
+    return function(trained, out=folder, **options) or ""
 
 
 def _verb_on_run(recipe: Recipe, verb_name: str, options: Collection[str]) -> Callable[..., str | None]:

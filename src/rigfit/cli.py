@@ -61,7 +61,7 @@ def run(words: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         is_training = bool(words) and words[0] in ("train", "resume")
         way_on = "`rigfit resume RUN` goes on from the last checkpoint, if one was written."
-        _tell(RigfitError("Interrupted.", way_on if is_training else "Nothing was written; give the command again."))
+        _tell(RigfitError("Interrupted.", way_on if is_training else "Give the command again."))
         return 130
     except BrokenPipeError:
         # Whoever read our output has left (`| head`). Nothing may be flushed into the pipe at exit either.

@@ -74,7 +74,7 @@ def _build_command(verb: Callable[..., Any], call: VerbCaller) -> Callable[..., 
 
 def _tell(text: str | None) -> None:
     if text:
-        typer.echo(text)
+        typer.echo(text.encode(errors="backslashreplace").decode())  # names of files need not be UTF-8
 
 
 def _own_parameters(verb: Callable[..., Any]) -> list[inspect.Parameter]:

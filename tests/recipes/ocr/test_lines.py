@@ -71,6 +71,7 @@ def test_a_picture_of_another_shape_than_its_xml_says_is_refused(tmp_path: Path)
         ((), "has no outline"),
         (((5, 5), (5, 5), (5, 5)), "has no area"),
         (((500, 5), (600, 5), (600, 50)), "has no area"),
+        (((5, 5), (float("inf"), 5), (50, 50)), "has an endless outline"),
     ],
 )
 def test_a_line_without_area_on_its_page_is_refused(polygon: tuple[tuple[float, float], ...], message: str) -> None:

@@ -125,3 +125,10 @@ def test_real_alto_pages_hold_the_lines_that_their_table_names() -> None:
         assert all(len(line.polygon) >= 3 and not line.is_box for line in page.lines)
         named = texts.get(page.path.stem, [])
         assert set(named) <= {line.text.strip() for line in page.lines}
+
+
+def test_numbers_that_are_none_cost_a_line_or_the_size_and_not_the_page(tmp_path: Path) -> None:
+    text = PAGE_XML.replace('<Point x="10" y="5"/>', '<Point x="left" y="5"/>').replace('"200"', '"1e999"')
+    page = read_page(write_page(tmp_path, text))
+    assert page.size is None
+    assert [(line.name, len(line.polygon)) for line in page.lines] == [("a", 0), ("b", 3), ("r1l1", 3), ("r1l2", 4)]

@@ -174,6 +174,28 @@ def test_a_table_that_would_be_misread_is_refused_and_the_remedy_works(tmp_path,
     assert texts_of(tmp_path, "t.csv", mended) == ["mot, un reste"]
 
 
+@pytest.mark.parametrize("column", ["image", "text", "writer"])
+def test_half_a_character_in_json_is_told_with_its_line_and_the_remedy_works(tmp_path: Path, column: str) -> None:
+    rows = [{"image": "x.png", "text": "\U0001f600 whole", "writer": "w"}] * 2
+    rows.append(rows[0] | {column: "\ud83d"})
+    content = "".join(json.dumps(row) + "\n" for row in rows)
+    with pytest.raises(DataError, match=r"t\.jsonl, line 3: .*ud83d.* half a character") as caught:
+        texts_of(tmp_path, "t.jsonl", content)
+    assert "remove the line" in caught.value.remedy
+    assert texts_of(tmp_path, "t.jsonl", "\n".join(content.splitlines()[:2])) == ["\U0001f600 whole"] * 2
+
+
+def test_files_whose_name_is_not_utf_8_are_listed_and_left_out(tmp_path: Path) -> None:
+    for name in ("p1_l1", "p1_l2", "p2_l1", "p2_l2", "caf\udce9_l1"):
+        draw_line("x").save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.gt.txt").write_text("abc", encoding="utf-8")
+    (tmp_path / "run").mkdir()
+    _, splits = prepare(tmp_path / "run", data=str(tmp_path), max_bad_fraction=0.5)
+    assert len(splits.train) + len(splits.validation) == 4
+    listed = (tmp_path / "run" / "data" / "left_out.csv").read_text(encoding="utf-8")
+    assert "caf\\udce9_l1.png,the name of its file is not UTF-8" in listed
+
+
 def test_json_values_that_are_no_text_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 1 names no text"):
         texts_of(tmp_path, "t.jsonl", json.dumps({"image": "x.png", "text": {"a": 1}}))

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from transformers import TrOCRProcessor, VisionEncoderDecoderModel
 
 import rigfit
+from rigfit import api
+from rigfit.errors import RigfitError, RunError, UsageError
 from rigfit.planning.duration import derive_duration
 from rigfit.recipes.ocr import verbs
 from rigfit.recipes.ocr.config import OcrConfig
@@ -68,6 +70,27 @@ def test_the_measured_error_rate_is_found_again_in_the_run_and_in_its_export(run
     exported = model.state_dict()
     assert all(torch.equal(value, exported[name]) for name, value in trained.task.model.state_dict().items())  # type: ignore[union-attr,operator]
     assert processor.tokenizer.eos_token_id == model.generation_config.eos_token_id == 2
+
+
+def test_a_bad_folder_is_refused_before_the_model_is_loaded(run: rigfit.Run, tmp_path: Path) -> None:
+    picture = run.folder.parents[1] / "lines" / "00.png"
+    (tmp_path / "00").mkdir()
+    (tmp_path / "00" / "mine.txt").write_text("mine", encoding="utf-8")
+    without = {"checkpoint": str(tmp_path / "no-checkpoint")}  # loading it would be another error
+    with pytest.raises(RigfitError, match="no-checkpoint"):
+        api.verb("ocr", "transcribe", run, source=picture, out=str(tmp_path / "new"), **without)
+    with pytest.raises(UsageError, match="holds files that are not rigfit's"):
+        api.verb("ocr", "transcribe", run, source=picture, out=str(tmp_path), **without)
+    with pytest.raises(UsageError, match="holds files that are not rigfit's"):
+        api.verb("ocr", "worst", run, out=str(tmp_path), **without)
+    options: dict[str, dict[str, Any]] = {"transcribe": {"source": picture}, "worst": {}}
+    for verb in options:
+        with pytest.raises(RunError, match="is no folder"):
+            api.verb("ocr", verb, run, out=str(tmp_path / "00" / "mine.txt"), **without, **options[verb])
+    with pytest.raises(UsageError, match="There is no file or folder"):
+        api.verb("ocr", "transcribe", run, source=tmp_path / "none", **without)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["00", "mine.txt"]
+    assert not (run.folder / "transcribe").exists()
 
 
 def test_a_resumed_run_is_the_run_that_was_never_stopped(run: rigfit.Run, tmp_path: Path) -> None:

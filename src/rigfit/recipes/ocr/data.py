@@ -336,7 +336,7 @@ def _refuse_too_many(bad: Sequence[Bad], num_lines: int, config: OcrConfig) -> N
 
 
 def _write_left_out(folder: Path, bad: Sequence[Bad]) -> None:
-    with (folder / QUARANTINE).open("w", newline="", encoding="utf-8") as file:
+    with (folder / QUARANTINE).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["line", "reason"])
         writer.writerows(bad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,8 @@ def _bounds(points: Sequence[Point], shape: Sequence[int], name: str) -> tuple[i
     if len(points) < 3:
         raise DataError(f"Line {name} has no outline.", "Give it a polygon or a box in the XML.")
     height, width = shape
+    if not all(math.isfinite(number) for point in points for number in point):
+        raise DataError(f"Line {name} has an endless outline.", "Mend its outline in the XML, or remove the line.")
     xs, ys = [x for x, _ in points], [y for _, y in points]
     left, top = max(0, int(min(xs)) - MARGIN), max(0, int(min(ys)) - MARGIN)
     right, bottom = min(width, int(max(xs)) + MARGIN + 1), min(height, int(max(ys)) + MARGIN + 1)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from rigfit.errors import DataError
+from rigfit.folders import is_within, results_below
 from rigfit.images.decode import SUFFIXES
+from rigfit.units import count
 
 Point = tuple[float, float]
 
@@ -58,8 +60,24 @@ class Page:
 
 
 def find_pages(folder: Path) -> list[Path]:
-    """Return the PAGE and ALTO files in `folder` and below, by name; other XML (METS, metadata) is passed over."""
-    return [path for path in sorted(folder.rglob("*.xml")) if path.is_file() and _kind_of_file(path) is not None]
+    """Return the PAGE and ALTO files in `folder` and below, by name.
+
+    Other XML (METS, metadata) is passed over, and so are results below it: what a model read is no truth to learn from.
+    """
+    results = results_below(folder)
+    return [
+        path
+        for path in sorted(folder.rglob("*.xml"))
+        if not is_within(path, results) and path.is_file() and _kind_of_file(path) is not None
+    ]
+
+
+def passed_over(folder: Path) -> tuple[str, ...]:
+    """Return what to tell of results below `folder`, which are not read."""
+    results = results_below(folder)
+    if not results:
+        return ()
+    return (f"passed over: {count(len(results), 'folder')} with results of rigfit, such as {results[0]}",)
 
 
 def name_pages(files: Sequence[Path], source: Path) -> list[str]:
@@ -68,6 +86,22 @@ def name_pages(files: Sequence[Path], source: Path) -> list[str]:
     return [
         file.stem if stems[file.stem] == 1 else file.relative_to(source).with_suffix("").as_posix() for file in files
     ]
+
+
+def unfit_name(name: str) -> str | None:
+    """Return why a table in UTF-8, with tabs between columns, cannot hold the name of a file; None if it can."""
+    if any(mark in name for mark in "\t\r\n"):
+        return "its name has a tab or a line break in it"
+    return None if is_utf8(name) else "its name is not UTF-8"
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether `text` can be written as UTF-8: names of files in another code, and half characters, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def find_page_beside(image: Path) -> Path | None:
@@ -190,7 +224,7 @@ def _page_line(line: ET.Element) -> PageLine:
     if coordinates is not None:
         points = _points(coordinates.get("points", ""))
         if not points:  # versions before 2013 write one element per point
-            points = tuple((float(p.get("x", "0")), float(p.get("y", "0"))) for p in children(coordinates, "Point"))
+            points = _points_of(list(children(coordinates, "Point")))
     return PageLine(name=line.get("id", ""), polygon=points, is_box=False, text=_page_text(line))
 
 
@@ -248,10 +282,17 @@ def _points(text: str) -> tuple[Point, ...]:
     return tuple(zip(numbers[::2], numbers[1::2], strict=False))
 
 
+def _points_of(elements: Sequence[ET.Element]) -> tuple[Point, ...]:
+    try:
+        return tuple((float(point.get("x", "0")), float(point.get("y", "0"))) for point in elements)
+    except ValueError:
+        return ()  # told as a line without an outline
+
+
 def _size(width: str | None, height: str | None) -> tuple[int, int] | None:
     try:
         size = (round(float(width or 0)), round(float(height or 0)))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return size if min(size) > 0 else None
 

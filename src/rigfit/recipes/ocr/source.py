@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rigfit.errors import DataError, UsageError
 from rigfit.images.decode import SUFFIXES
-from rigfit.recipes.ocr.pages import Point, find_pages, read_page
+from rigfit.recipes.ocr.pages import Point, find_pages, is_utf8, passed_over, read_page
 from rigfit.recipes.ocr.table import TABLE_SUFFIXES, TableRow, read_table
 from rigfit.units import count
 
@@ -63,26 +63,7 @@ def read_source(path: Path) -> Source:
         UsageError: The path does not exist.
         DataError: There are no lines, or several tables.
     """
-    if path.is_file():
-        lines, bad = _of_table(path)
-        return Source(lines=lines, held_out=None, bad=bad, facts=(f"{count(len(lines), 'line')} named by {path.name}",))
-    if not path.is_dir():
-        raise UsageError(f"There is no file or folder {path}.", "Give a table or a folder as data=PATH.")
-    tables = [file for file in sorted(path.iterdir()) if file.suffix.lower() in TABLE_SUFFIXES and file.is_file()]
-    pair = _train_and_val(tables)
-    if pair:
-        return _of_pair(*pair)
-    if len(tables) == 1:
-        return read_source(tables[0])
-    if tables:
-        names = ", ".join(table.name for table in tables[:5])
-        raise DataError(f"{path} holds {len(tables)} tables: {names}.", f"Name the one to read: data={tables[0]}.")
-    lines, bad = _of_text_files(path)
-    if lines or bad:
-        return Source(
-            lines=lines, held_out=None, bad=bad, facts=(f"{count(len(lines), 'line')} with a .gt.txt beside",)
-        )
-    return _of_pages(path)
+    return _without_unwritable(_find_source(path))
 
 
 def page_of(image: Path) -> str:
@@ -95,6 +76,41 @@ def page_of(image: Path) -> str:
     if found:
         return found.group(1)
     return str(image.parent) if image.stem.isdigit() and image.parent.name else image.stem
+
+
+def _find_source(path: Path) -> Source:
+    if path.is_file():
+        lines, bad = _of_table(path)
+        return Source(lines=lines, held_out=None, bad=bad, facts=(f"{count(len(lines), 'line')} named by {path.name}",))
+    if not path.is_dir():
+        raise UsageError(f"There is no file or folder {path}.", "Give a table or a folder as data=PATH.")
+    tables = [file for file in sorted(path.iterdir()) if file.suffix.lower() in TABLE_SUFFIXES and file.is_file()]
+    pair = _train_and_val(tables)
+    if pair:
+        return _of_pair(*pair)
+    if len(tables) == 1:
+        return _find_source(tables[0])
+    if tables:
+        names = ", ".join(table.name for table in tables[:5])
+        raise DataError(f"{path} holds {len(tables)} tables: {names}.", f"Name the one to read: data={tables[0]}.")
+    lines, bad = _of_text_files(path)
+    if lines or bad:
+        return Source(
+            lines=lines, held_out=None, bad=bad, facts=(f"{count(len(lines), 'line')} with a .gt.txt beside",)
+        )
+    return _of_pages(path)
+
+
+def _without_unwritable(source: Source) -> Source:
+    """Set lines aside whose file has a name that is not UTF-8: no index or table could name it."""
+    both = (*source.lines, *(source.held_out or ()))
+    bad = tuple((line.name, "the name of its file is not UTF-8") for line in both if not _is_writable(line))
+    held_out = None if source.held_out is None else tuple(filter(_is_writable, source.held_out))
+    return replace(source, lines=tuple(filter(_is_writable, source.lines)), held_out=held_out, bad=(*source.bad, *bad))
+
+
+def _is_writable(line: Line) -> bool:
+    return is_utf8(f"{line.image}{line.xml}{line.name}")
 
 
 def _train_and_val(tables: Sequence[Path]) -> tuple[Path, Path] | None:
@@ -178,8 +194,9 @@ def _of_pages(folder: Path) -> Source:
             lines.append(found)
     if not files:
         raise DataError(
-            f"{folder} holds no lines: no table ({', '.join(sorted(TABLE_SUFFIXES))}), .gt.txt, PAGE or ALTO XML.",
+            f"{folder} holds no lines: no table ({', '.join(sorted(TABLE_SUFFIXES))}), .gt.txt, PAGE or ALTO XML"
+            f"{''.join(f' ({fact})' for fact in passed_over(folder))}.",
             "Give a folder with one of these, or data=sample for drawn lines.",
         )
-    facts = (f"{count(len(lines), 'line')} on {count(len(files), 'page')} of XML",)
+    facts = (f"{count(len(lines), 'line')} on {count(len(files), 'page')} of XML", *passed_over(folder))
     return Source(lines=tuple(lines), held_out=None, bad=tuple(bad), facts=facts)

@@ -12,6 +12,7 @@ from typing import Any
 
 from rigfit.errors import DataError
 from rigfit.images.decode import SUFFIXES
+from rigfit.recipes.ocr.pages import is_utf8
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})
 
@@ -55,7 +56,14 @@ def _json_rows(path: Path, text: str) -> Iterator[TableRow]:
             raise DataError(f"{path}, line {number}: no JSON: {error}.", "Write one JSON object a line.") from None
         if not isinstance(values, dict):
             raise DataError(f"{path}, line {number}: no JSON object.", "Write one JSON object a line.")
-        yield _row(path, number, values)
+        row = _row(path, number, values)
+        for value in (row.image, row.text, *row.groups.values()):
+            if not is_utf8(value):
+                raise DataError(
+                    f"{path}, line {number}: {value!a} has half a character in it (a lone surrogate).",
+                    "Write the character whole, or remove the line.",
+                )
+        yield row
 
 
 def _separated_rows(path: Path, text: str) -> Iterator[TableRow]:

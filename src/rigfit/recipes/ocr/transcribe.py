@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rigfit.errors import DataError, UsageError
+from rigfit.errors import DataError
+from rigfit.folders import is_within, results_below
 from rigfit.images.decode import SUFFIXES, read_image
 from rigfit.recipes.ocr.config import OcrConfig
 from rigfit.recipes.ocr.data import finish_of
 from rigfit.recipes.ocr.lines import Finish, Pixels, cut_line, even_out, read_page_image
-from rigfit.recipes.ocr.pages import Page, find_page_beside, find_pages, read_page
+from rigfit.recipes.ocr.pages import Page, find_page_beside, find_pages, passed_over, read_page, unfit_name
 from rigfit.recipes.ocr.resized import resized
 from rigfit.recipes.ocr.task import OcrTask
 from rigfit.recipes.ocr.written import Reading
@@ -27,16 +28,17 @@ MAX_LINE_HEIGHT = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What there is to read: pages with XML, or pictures of single lines, and what to tell of the choice."""
+    """What there is to read: pages with XML, or pictures of single lines; what cannot be, and what to tell of it."""
 
     pages: tuple[Page, ...]
     images: tuple[Path, ...]
+    unread: tuple[Unread, ...] = ()
     facts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unread:
-    """A line that could not be cut out or decoded, why, and a way out."""
+    """A page or a line that could not be read, cut out or decoded, why, and a way out."""
 
     name: str
     reason: str
@@ -46,25 +48,35 @@ class Unread:
 def find_readable(source: Path) -> Found:
     """Return what `source` names: an image, a PAGE or ALTO file, or a folder of either (XML goes first).
 
-    A picture whose PAGE or ALTO file lies beside it is a page.
+    A picture whose PAGE or ALTO file lies beside it is a page. Results that lie below the folder are passed over.
 
     Raises:
-        UsageError: There is no such file or folder.
-        DataError: The folder holds neither.
+        DataError: The folder holds neither, or the file is a page that cannot be read.
     """
     if source.is_file():
         if source.suffix.lower() == ".xml":
             return Found(pages=(read_page(source),), images=())
         return _find_one(source)
-    if not source.is_dir():
-        raise UsageError(f"There is no file or folder {source}.", "Give a line image, a page's XML, or a folder.")
+    facts = passed_over(source)
     files = find_pages(source)
     if files:
-        return Found(pages=tuple(read_page(file) for file in files), images=())
-    images = tuple(path for path in sorted(source.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
+        read = [_read_or_tell(file) for file in files]
+        return Found(
+            pages=tuple(one for one in read if isinstance(one, Page)),
+            images=(),
+            unread=tuple(one for one in read if isinstance(one, Unread)),
+            facts=facts,
+        )
+    results = results_below(source)
+    images = tuple(
+        path
+        for path in sorted(source.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and not is_within(path, results) and path.is_file()
+    )
     if not images:
-        raise DataError(f"{source} holds no images and no PAGE or ALTO files.", "Give a folder with line images.")
-    return Found(pages=(), images=images)
+        told = "".join(f" ({fact})" for fact in facts)
+        raise DataError(f"{source} holds no images and no PAGE or ALTO files{told}.", "Give a folder with line images.")
+    return Found(pages=(), images=images, facts=facts)
 
 
 def read_lines(trained: Trained, pictures: Sequence[Pixels], *, micro_batch_size: int) -> list[Reading]:
@@ -133,7 +145,16 @@ def ocr_config(trained: Trained) -> OcrConfig:
     return trained.config
 
 
+def _read_or_tell(file: Path) -> Page | Unread:
+    try:
+        return read_page(file)
+    except DataError as error:
+        return Unread(name=str(file), reason=error.cause, remedy=error.remedy)
+
+
 def _opened(path: Path, finish: Finish) -> NDArray[np.uint8] | Unread:
+    if reason := unfit_name(str(path)):
+        return Unread(name=str(path), reason=f"{reason}.", remedy="Rename it.")
     try:
         pixels = read_image(path).rgb
     except DataError as error:
