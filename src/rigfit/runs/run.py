@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from rigfit.errors import RunError, UsageError
 from rigfit.planning.plan import Plan
 from rigfit.runs.atomic import write_atomic
+from rigfit.runs.checkpoints import list_checkpoints
 from rigfit.runs.create import create_folder, not_writable
 from rigfit.runs.nearest import nearest_runs
 
@@ -171,6 +172,13 @@ class Run:
     def resume_command(self) -> str:
         """What to type to go on: `rigfit resume runs/autoencoder/run-1`."""
         return f"rigfit resume {shlex.quote(str(self._short_path()))}"
+
+    @property
+    def way_on(self) -> str:
+        """What to do after a stop: go on from the last whole checkpoint, or start anew where none was written."""
+        if list_checkpoints(self.checkpoints):
+            return f"Go on from the last checkpoint with: {self.resume_command}"
+        return "No checkpoint was written yet: start anew with `rigfit train`."
 
     def _short_path(self) -> Path:
         """Return the folder as seen from here, where it lies below."""
