@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -208,6 +209,28 @@ def test_a_reader_that_leaves_early_ends_the_program_quietly():
     program.stdout.close()
     _, told = program.communicate(timeout=60)
     assert told == b""
+
+
+@pytest.mark.parametrize("words", [["recipes"], ["--version"], ["recipes", "--json"], ["recipes", "show", "autoencoder"]])
+def test_a_closed_standard_output_is_no_mistake(words):
+    done = in_a_shell(words, ">&-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("words", [["recipes"], ["--version"], ["recipes", "--json"]])
+def test_a_full_disk_behind_the_output_is_told_in_two_lines(words):
+    done = in_a_shell(words, ">/dev/full")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: The output cannot be written: No space left on device.",
+        "Make room where it goes, or send it elsewhere.",
+    ]
+
+
+def in_a_shell(words, redirection):
+    line = shlex.join([sys.executable, "-m", "rigfit.cli", *words])
+    return subprocess.run(["sh", "-c", f"{line} {redirection}"], capture_output=True, text=True, check=False)
 
 
 # Downstream verbs: what is tested is the translation from words to the call, so the call is recorded.

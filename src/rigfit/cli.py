@@ -17,7 +17,15 @@ import typer
 from rigfit import __version__
 from rigfit.command_words import check_target, read_plan, read_words
 from rigfit.errors import DoesNotFitError, RigfitError, UsageError
-from rigfit.printing import only_json_on_stdout, print_calibration, print_table, require_writable, write_file
+from rigfit.printing import (
+    drop_output,
+    only_json_on_stdout,
+    print_calibration,
+    print_table,
+    require_writable,
+    stand_in_for_closed_streams,
+    write_file,
+)
 
 if TYPE_CHECKING:
     from rigfit.planning.plan import Plan
@@ -47,6 +55,7 @@ _Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]
 
 def main() -> None:
     """Run the command line; the process ends with the exit code of DESIGN: 0 done, 1 crash, 2 usage, 3, 4, 130."""
+    stand_in_for_closed_streams()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -64,13 +73,16 @@ def run(words: Sequence[str]) -> int:
         _tell(RigfitError("Interrupted.", way_on if is_training else "Nothing was written; give the command again."))
         return 130
     except BrokenPipeError:
-        # Whoever read our output has left (`| head`). Nothing may be flushed into the pipe at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()  # whoever read it has left (`| head`)
         return 1
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
-        cause = f"{error.filename or 'A file'} cannot be written: {error.strerror}."
+        if error.filename is None:  # nothing that was opened by its name: what is printed
+            drop_output()
+            cause = f"The output cannot be written: {error.strerror}."
+            return _tell(RigfitError(cause, "Make room where it goes, or send it elsewhere."))
+        cause = f"{error.filename} cannot be written: {error.strerror}."
         return _tell(UsageError(cause, "Choose a folder that you may write to, with out=DIR, and look for free space."))
     except _CLICK_ERROR as error:
         return _tell(_from_click(error))
