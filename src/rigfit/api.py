@@ -59,10 +59,12 @@ def plan(
     found = parse_rig(rig)
     workload = _workload(recipe, config_file, overrides)
     from rigfit.new_run import plan_of, prepare, scratch
+    from rigfit.runs.status_line import StatusLine
 
     with scratch() as folder:
         is_known = prepare(workload.recipe, workload.config, folder)
-        made = plan_of(workload, found, folder if is_known else None)
+        with StatusLine() as line:
+            made = plan_of(workload, found, folder if is_known else None, tell=line.tell)
     return made if assumed_samples is None else with_assumed_samples(made, assumed_samples)
 
 
@@ -95,6 +97,14 @@ def plan_table(
     found = {name or "this machine": parse_rig(name) for name in rigs}
     workloads = _workloads(recipe, table, rows, config_file, overrides)
     from rigfit.new_run import plan_of, prepare, scratch, tracers_of
+    from rigfit.runs.status_line import StatusLine
+
+    line, place = StatusLine(), ""
+
+    def tell_place(text: str) -> None:
+        nonlocal place
+        place = text
+        line.tell(text)
 
     @contextlib.contextmanager
     def plan_row(values: Mapping[str, Any]) -> Iterator[RowPlanner]:
@@ -103,17 +113,19 @@ def plan_table(
             yield RowPlanner(pins={}, plan=_refuse_with(workload))
             return
         with scratch() as folder, contextlib.ExitStack() as stack:
+            line.clear()  # looking at the data may draw a bar of its own
             known = folder if prepare(workload.recipe, workload.config, folder) else None
-            tracers = tracers_of(workload, known, stack)
+            tracers = tracers_of(workload, known, stack, lambda text: line.tell(f"{place}; {text}"))
 
             def plan_one(rig: Rig, without: Collection[str]) -> Plan:
                 asked = _without(workload, without) if without else workload
-                made = plan_of(asked, rig, known, tracers=tracers, is_told=False)
+                made = plan_of(asked, rig, known, tracers=tracers, tell=lambda text: None)
                 return made if assumed_samples is None else with_assumed_samples(made, assumed_samples)
 
             yield RowPlanner(pins=_pins(workload, values), plan=plan_one)
 
-    return fill_table(tuple(table), rows, found, plan_row, tell=lambda text: print(f"{text} ...", file=sys.stderr))
+    with line:
+        return fill_table(tuple(table), rows, found, plan_row, tell=tell_place)
 
 
 def _workload(recipe: str, config_file: str | None, overrides: Mapping[str, Any]) -> Workload:
