@@ -30,6 +30,7 @@ from rigfit.runs.lock import only_writer
 from rigfit.runs.run import Run
 from rigfit.runs.status_line import StatusLine
 from rigfit.runs.step_bar import step_bar
+from rigfit.runs.terminal import page_width
 from rigfit.training.bitsandbytes import is_installed, require_installed
 from rigfit.workload import RUN_WIDE_KEYS, Recipe, Workload, WorkloadConfig
 
@@ -182,7 +183,7 @@ def new_run(
                 ) from error
             raise
     if not quiet:
-        print(explain(planned))
+        print(explain(planned, width=page_width()))
         print(f"\nrun folder  {run.folder}\n", flush=True)
     return run
 
@@ -287,7 +288,7 @@ def ready_to_resume(run: Run, rig: Rig | None, *, quiet: bool) -> Run:
         run.amend_plan(moved, f"resumed on {now.describe()}")
         planned = moved
     if not quiet:
-        print(explain(planned), flush=True)
+        print(explain(planned, width=page_width()), flush=True)
     return run
 
 
