@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,7 +240,17 @@ def train(
     from rigfit.launching.launch import launch
 
     launch(run, is_quiet=quiet)
+    _tell_end(run, quiet=quiet)
     return run
+
+
+def _tell_end(run: Run, *, quiet: bool) -> None:
+    """Print where a run is that is over, and what came of it."""
+    from rigfit.runs.summary import summarise
+    from rigfit.runs.terminal import page_width
+
+    if not quiet:
+        print("\n" + summarise(run, width=page_width()), end="", flush=True)
 
 
 def _new_run(
@@ -269,6 +279,7 @@ def resume(run: str | Run, *, rig: str | None = None, quiet: bool = False) -> Ru
     if among_others and own is not None:
         return train_among_others(own, lambda: ready_to_resume(opened, own, quiet=quiet), quiet=quiet)
     launch(ready_to_resume(opened, own, quiet=quiet), is_quiet=quiet)
+    _tell_end(opened, quiet=quiet)
     return opened
 
 
@@ -279,6 +290,28 @@ def evaluate(run: str | Run, *, rig: str | None = None, checkpoint: str = "best"
         RunError: No such run or checkpoint.
         UsageError: The run has no held-out samples.
     """
+    return evaluate_checkpoint(run, rig=rig, checkpoint=checkpoint).metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What a checkpoint scored, and on what.
+
+    Args:
+        metrics: As `evaluate` returns them.
+        checkpoint: Folder of the checkpoint that was measured.
+        num_samples: Held-out samples of the run's validation split, all of which were used.
+        device: Where it was computed, such as `cpu`.
+    """
+
+    metrics: dict[str, float]
+    checkpoint: Path
+    num_samples: int
+    device: str
+
+
+def evaluate_checkpoint(run: str | Run, *, rig: str | None = None, checkpoint: str = "best") -> Evaluation:
+    """Return what `evaluate` returns, with the checkpoint and the samples that were measured."""
     opened = run if isinstance(run, Run) else Run.open(run)
     device = _first_device(rig)
     from rigfit.training.distributed import World
@@ -300,7 +333,9 @@ def evaluate(run: str | Run, *, rig: str | None = None, checkpoint: str = "best"
     if baseline is not None:
         measured = evaluate_task(baseline.to(device), trained.splits.validation, **settings)
         found |= {f"baseline/{name}": value for name, value in measured.items()}
-    return found
+    return Evaluation(
+        metrics=found, checkpoint=saved.folder, num_samples=len(trained.splits.validation), device=str(device)
+    )
 
 
 def export(run: str | Run, out: str | None = None) -> Path:

@@ -171,7 +171,7 @@ class Run:
     @property
     def resume_command(self) -> str:
         """What to type to go on: `rigfit resume runs/autoencoder/run-1`."""
-        return f"rigfit resume {shlex.quote(str(self._short_path()))}"
+        return f"rigfit resume {self.quoted}"
 
     @property
     def way_on(self) -> str:
@@ -180,8 +180,14 @@ class Run:
             return f"Go on from the last checkpoint with: {self.resume_command}"
         return "No checkpoint was written yet: start anew with `rigfit train`."
 
-    def _short_path(self) -> Path:
-        """Return the folder as seen from here, where it lies below."""
+    @property
+    def quoted(self) -> str:
+        """The folder as it is typed in a shell."""
+        return shlex.quote(str(self.shown))
+
+    @property
+    def shown(self) -> Path:
+        """The folder as seen from here, where it lies below."""
         absolute, here = Path(os.path.abspath(self.folder)), Path.cwd()
         return absolute.relative_to(here) if absolute.is_relative_to(here) else absolute
 
@@ -198,7 +204,7 @@ class Run:
             return RunError(
                 f"{self.folder} exists and is not a run folder.", "Choose another name=..., or another out=DIR."
             )
-        status, shown = self.status, shlex.quote(str(self._short_path()))
+        status, shown = self.status, self.quoted
         if status.state == "finished":
             return RunError(
                 f"The run {shown} is finished (step {status.step} of {status.total_steps}).",

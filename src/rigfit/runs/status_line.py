@@ -1,4 +1,4 @@
-"""One line that says what takes seconds now: drawn over on a terminal, with the time gone; a plain line each elsewhere."""
+"""One line that says what takes seconds now: drawn over on a terminal, with the time gone; elsewhere a line each."""
 
 from __future__ import annotations
 
