@@ -1,5 +1,6 @@
 # Everything runs in .venv, which is made once and again when pyproject.toml or constraints.txt change.
 #
+#   make install into .venv, about 6.3 GB on Linux; the others do it first where it is not done
 #   make demo    train a small autoencoder on procedural tiles and show what it rebuilds
 #   make test    the whole test suite
 #   make test-cpu-torch   the tests of reading on paper, with a torch built without CUDA
@@ -23,7 +24,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@scripts/check_python.sh "$(PYTHON)"
-	@echo "Installing into $(VENV). torch brings about 5.5 GB of CUDA libraries on Linux: a few minutes, once."
+	@echo "Installing into $(VENV): about 6.3 GB on Linux, mostly CUDA libraries that come with torch; minutes, once."
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,geotiff,adamw8bit]'
 	@touch $@

@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,6 +28,9 @@ def test_help_lists_every_command_and_needs_no_arguments(capsys):
     assert capsys.readouterr().out == without
     for command in ("plan", "train", "resume", "eval", "export", "calibrate", "recipes"):
         assert f"\n  {command} " in without
+    assert "..." not in without, "a line of help is cut short at 80 columns"
+    for code in ("0 done", "1 a crash", "2 usage", "3 does not fit", "4 bad data", "130 and 143"):
+        assert code in " ".join(without.split())
 
 
 def test_the_options_of_every_command_are_these():
@@ -118,7 +122,7 @@ for words in sys.argv[1:]:
         (["plan", "autoencoder", "--rig", "t4", "--table", "img_size="], "`--table img_size=` gives img_size no value.", "--table img_size=A,B"),
         (["plan", "autoencoder", "--rig", "2x t4; 2x titn-rtx", "--table", "img_size=256"], "No GPU named `titn-rtx`", "titan-rtx"),
         (["plan", "autoencoder", "--rig", "t4", "img_size=256", "--table", "img_size=512"], "img_size is given by itself (256)", "Leave out img_size=256."),
-        (["plan", "autoencoder", "--rig", "t4; l4", "--why"], "--why is about one plan", "Leave out --why."),
+        (["plan", "autoencoder", "--rig", "t4; l4", "--why"], "--why is about one plan", "Leave out --why here"),
         (["plan", "autoencoder", "--rig", "t4", "--picture", "a.png"], "a.png is no kind of picture", "FILE.html or FILE.svg"),
         (["plan", "autoencoder", "--rig", "t4", "--samples", "0"], "0 training samples cannot be assumed.", "above 0"),
         (["train"], "Missing argument", "`rigfit train --help`"),
@@ -208,6 +212,30 @@ def test_a_reader_that_leaves_early_ends_the_program_quietly():
     program.stdout.close()
     _, told = program.communicate(timeout=60)
     assert told == b""
+
+
+@pytest.mark.parametrize(
+    "words", [["recipes"], ["--version"], ["recipes", "--json"], ["recipes", "show", "autoencoder"]]
+)
+def test_a_closed_standard_output_is_no_mistake(words):
+    done = in_a_shell(words, ">&-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("words", [["recipes"], ["--version"], ["recipes", "--json"]])
+def test_a_full_disk_behind_the_output_is_told_in_two_lines(words):
+    done = in_a_shell(words, ">/dev/full")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: The output cannot be written: No space left on device.",
+        "Make room where it goes, or send it elsewhere.",
+    ]
+
+
+def in_a_shell(words, redirection):
+    line = shlex.join([sys.executable, "-m", "rigfit.cli", *words])
+    return subprocess.run(["sh", "-c", f"{line} {redirection}"], capture_output=True, text=True, check=False)
 
 
 # Downstream verbs: what is tested is the translation from words to the call, so the call is recorded.

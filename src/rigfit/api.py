@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,10 +60,12 @@ def plan(
     found = parse_rig(rig)
     workload = _workload(recipe, config_file, overrides)
     from rigfit.new_run import plan_of, prepare, scratch
+    from rigfit.runs.status_line import StatusLine
 
     with scratch() as folder:
         is_known = prepare(workload.recipe, workload.config, folder, only_plans=True)
-        made = plan_of(workload, found, folder if is_known else None)
+        with StatusLine() as line:
+            made = plan_of(workload, found, folder if is_known else None, tell=line.tell)
     return made if assumed_samples is None else with_assumed_samples(made, assumed_samples)
 
 
@@ -96,6 +98,14 @@ def plan_table(
     found = {name or "this machine": parse_rig(name) for name in rigs}
     workloads = _workloads(recipe, table, rows, config_file, overrides)
     from rigfit.new_run import plan_of, prepare, scratch, tracers_of
+    from rigfit.runs.status_line import StatusLine
+
+    line, place = StatusLine(), ""
+
+    def tell_place(text: str) -> None:
+        nonlocal place
+        place = text
+        line.tell(text)
 
     @contextlib.contextmanager
     def plan_row(values: Mapping[str, Any]) -> Iterator[RowPlanner]:
@@ -104,17 +114,19 @@ def plan_table(
             yield RowPlanner(pins={}, plan=_refuse_with(workload))
             return
         with scratch() as folder, contextlib.ExitStack() as stack:
+            line.clear()  # looking at the data may draw a bar of its own
             known = folder if prepare(workload.recipe, workload.config, folder, only_plans=True) else None
-            tracers = tracers_of(workload, known, stack)
+            tracers = tracers_of(workload, known, stack, lambda text: line.tell(f"{place}; {text}"))
 
             def plan_one(rig: Rig, without: Collection[str]) -> Plan:
                 asked = _without(workload, without) if without else workload
-                made = plan_of(asked, rig, known, tracers=tracers, is_told=False)
+                made = plan_of(asked, rig, known, tracers=tracers, tell=lambda text: None)
                 return made if assumed_samples is None else with_assumed_samples(made, assumed_samples)
 
             yield RowPlanner(pins=_pins(workload, values), plan=plan_one)
 
-    return fill_table(tuple(table), rows, found, plan_row, tell=lambda text: print(f"{text} ...", file=sys.stderr))
+    with line:
+        return fill_table(tuple(table), rows, found, plan_row, tell=tell_place)
 
 
 def _workload(recipe: str, config_file: str | None, overrides: Mapping[str, Any]) -> Workload:
@@ -229,7 +241,17 @@ def train(
     from rigfit.launching.launch import launch
 
     launch(run, is_quiet=quiet)
+    _tell_end(run, quiet=quiet)
     return run
+
+
+def _tell_end(run: Run, *, quiet: bool) -> None:
+    """Print where a run is that is over, and what came of it."""
+    from rigfit.runs.summary import summarise
+    from rigfit.runs.terminal import page_width
+
+    if not quiet:
+        print("\n" + summarise(run, width=page_width()), end="", flush=True)
 
 
 def _new_run(
@@ -258,6 +280,7 @@ def resume(run: str | Run, *, rig: str | None = None, quiet: bool = False) -> Ru
     if among_others and own is not None:
         return train_among_others(own, lambda: ready_to_resume(opened, own, quiet=quiet), quiet=quiet)
     launch(ready_to_resume(opened, own, quiet=quiet), is_quiet=quiet)
+    _tell_end(opened, quiet=quiet)
     return opened
 
 
@@ -268,6 +291,28 @@ def evaluate(run: str | Run, *, rig: str | None = None, checkpoint: str = "best"
         RunError: No such run or checkpoint.
         UsageError: The run has no held-out samples.
     """
+    return evaluate_checkpoint(run, rig=rig, checkpoint=checkpoint).metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What a checkpoint scored, and on what.
+
+    Args:
+        metrics: As `evaluate` returns them.
+        checkpoint: Folder of the checkpoint that was measured.
+        num_samples: Held-out samples of the run's validation split, all of which were used.
+        device: Where it was computed, such as `cpu`.
+    """
+
+    metrics: dict[str, float]
+    checkpoint: Path
+    num_samples: int
+    device: str
+
+
+def evaluate_checkpoint(run: str | Run, *, rig: str | None = None, checkpoint: str = "best") -> Evaluation:
+    """Return what `evaluate` returns, with the checkpoint and the samples that were measured."""
     opened = run if isinstance(run, Run) else Run.open(run)
     device = _first_device(rig)
     from rigfit.training.distributed import World
@@ -289,7 +334,9 @@ def evaluate(run: str | Run, *, rig: str | None = None, checkpoint: str = "best"
     if baseline is not None:
         measured = evaluate_task(baseline.to(device), trained.splits.validation, **settings)
         found |= {f"baseline/{name}": value for name, value in measured.items()}
-    return found
+    return Evaluation(
+        metrics=found, checkpoint=saved.folder, num_samples=len(trained.splits.validation), device=str(device)
+    )
 
 
 def export(run: str | Run, out: str | None = None) -> Path:

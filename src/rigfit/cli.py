@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import errno
 import json
-import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -17,7 +16,15 @@ import typer
 from rigfit import __version__
 from rigfit.command_words import check_target, read_plan, read_words
 from rigfit.errors import DoesNotFitError, RigfitError, UsageError
-from rigfit.printing import only_json_on_stdout, print_calibration, print_table, require_writable, write_file
+from rigfit.printing import (
+    drop_output,
+    only_json_on_stdout,
+    print_calibration,
+    print_table,
+    require_writable,
+    stand_in_for_closed_streams,
+    write_file,
+)
 
 if TYPE_CHECKING:
     from rigfit.planning.plan import Plan
@@ -30,7 +37,11 @@ _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQ
 app = typer.Typer(
     name="rigfit",
     help="Fits vision training to the GPUs a person has: plans, trains at the exact effective batch, reports.",
-    epilog="`rigfit RECIPE --help`, as in `rigfit autoencoder --help`, lists what can be done with a trained model.",
+    epilog=(
+        "`rigfit RECIPE --help`, as in `rigfit autoencoder --help`, lists what can be done with a trained model.\n\n"
+        "Exit codes: 0 done; 1 a crash, a damaged run, a loss that is not a number; 2 usage; 3 does not fit into the "
+        "memory; 4 bad data; 130 and 143 stopped by Ctrl-C or SIGTERM."
+    ),
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -47,6 +58,7 @@ _Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]
 
 def main() -> None:
     """Run the command line; the process ends with the exit code of DESIGN: 0 done, 1 crash, 2 usage, 3, 4, 130."""
+    stand_in_for_closed_streams()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -64,13 +76,16 @@ def run(words: Sequence[str]) -> int:
         _tell(RigfitError("Interrupted.", way_on if is_training else "Give the command again."))
         return 130
     except BrokenPipeError:
-        # Whoever read our output has left (`| head`). Nothing may be flushed into the pipe at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()  # whoever read it has left (`| head`)
         return 1
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
-        cause = f"{error.filename or 'A file'} cannot be written: {error.strerror}."
+        if error.filename is None:  # nothing that was opened by its name: what is printed
+            drop_output()
+            cause = f"The output cannot be written: {error.strerror}."
+            return _tell(RigfitError(cause, "Make room where it goes, or send it elsewhere."))
+        cause = f"{error.filename} cannot be written: {error.strerror}."
         return _tell(UsageError(cause, "Choose a folder that you may write to, with out=DIR, and look for free space."))
     except _CLICK_ERROR as error:
         return _tell(_from_click(error))
@@ -222,11 +237,12 @@ _RECIPE_INSTEAD = (
 def _tell_plan(made: Plan, *, is_why: bool) -> None:
     from rigfit.planning.hours import describe_hours, reckon_hours
     from rigfit.planning.show.explain import explain
+    from rigfit.runs.terminal import page_width
 
-    typer.echo(explain(made))
+    typer.echo(explain(made, width=page_width()))
     hours = reckon_hours(made)
     if hours is not None:
-        typer.echo(textwrap.fill(f"in all: {describe_hours(hours, made)}", 100) + "\n")
+        typer.echo(textwrap.fill(f"in all: {describe_hours(hours, made)}", page_width()) + "\n")
     if is_why:
         from rigfit.planning.show.why import explain_why
 
@@ -236,7 +252,11 @@ def _tell_plan(made: Plan, *, is_why: bool) -> None:
 def _refuse_with_a_table(given: dict[str, bool]) -> None:
     for option, is_given in given.items():
         if is_given:
-            raise UsageError(f"{option} is about one plan, not about a table of them.", f"Leave out {option}.")
+            raise UsageError(
+                f"{option} is about one plan: there would be one for each cell of the table.",
+                f"Leave out {option} here, then plan the cell you choose with it, by its key=value and its --rig; "
+                "--json > FILE keeps them all.",
+            )
 
 
 def _plan_table(target: str, table: list[str], rig: str | None, given: dict[str, Any], *, as_json: bool) -> int:
@@ -246,10 +266,14 @@ def _plan_table(target: str, table: list[str], rig: str | None, given: dict[str,
     axes, rigs = parse_axes(table), parse_rigs(rig)
     from rigfit import api
     from rigfit.planning.show.table_text import draw_table, table_to_json
+    from rigfit.runs.terminal import page_width
 
     with only_json_on_stdout(as_json):
         made = api.plan_table(target, axes, rigs=rigs, **given)
-    typer.echo(json.dumps(table_to_json(made), indent=2) if as_json else draw_table(made), nl=as_json)
+    if as_json:
+        typer.echo(json.dumps(table_to_json(made), indent=2))
+    else:
+        typer.echo(draw_table(made, width=page_width()), nl=False)
     if made.is_interrupted:
         return 130
     return 0 if made.has_any_plan else DoesNotFitError.exit_code
@@ -275,7 +299,10 @@ def train(
 
 @app.command()
 def resume(run_folder: _Run, rig: _Rig = None) -> None:
-    """Go on with a run from its last checkpoint, on any number of GPUs."""
+    """Go on with a run from its last checkpoint.
+
+    On any number of GPUs: as many as the run had, where there are as many, unless --rig says otherwise.
+    """
     from rigfit import api
 
     api.resume(run_folder, rig=rig)
@@ -290,13 +317,19 @@ def evaluate(
 ) -> None:
     """Measure a trained model on the held-out samples."""
     from rigfit import api
+    from rigfit.runs.lines import unit_of
+    from rigfit.units import count
 
     with only_json_on_stdout(as_json):
-        metrics = api.evaluate(run_folder, rig=rig, checkpoint=checkpoint)
+        found = api.evaluate_checkpoint(run_folder, rig=rig, checkpoint=checkpoint)
+    samples = count(found.num_samples, "held-out sample")
+    what = f"checkpoint {found.checkpoint} ({checkpoint}), on all {samples} of the validation split, on {found.device}"
+    typer.echo(what, err=as_json)
     if as_json:
-        typer.echo(json.dumps(metrics, indent=2))
+        typer.echo(json.dumps(found.metrics, indent=2))
         return
-    print_table(("metric", "value"), [(name, f"{value:.6g}") for name, value in metrics.items()])
+    rows = [(name, f"{value:.6g}{unit_of(name)}") for name, value in found.metrics.items()]
+    print_table(("metric", "value"), rows)
 
 
 @app.command()
@@ -312,7 +345,10 @@ def export(
 
 @app.command()
 def calibrate() -> None:
-    """Measure how fast the GPUs here are, in a minute, for the speeds that plans predict."""
+    """Measure how fast the GPUs here are, for plans.
+
+    It takes a minute; the speeds that plans predict for these cards are then corrected by it.
+    """
     from rigfit import api
     from rigfit.planning.speed.local_rates import rates_path
 

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from rigfit.planning.show.explain import explain
 from rigfit.recipes import check_weights, load_module, load_recipe, open_splits
 from rigfit.runs.lock import only_writer
 from rigfit.runs.run import Run
+from rigfit.runs.status_line import StatusLine
 from rigfit.runs.step_bar import step_bar
+from rigfit.runs.terminal import page_width
 from rigfit.training.bitsandbytes import is_installed, require_installed
 from rigfit.workload import RUN_WIDE_KEYS, Recipe, Workload, WorkloadConfig
 
@@ -67,15 +69,19 @@ def prepare(recipe: Recipe, config: WorkloadConfig, folder: Path, *, only_plans:
     return True
 
 
-def tracers_of(workload: Workload, folder: Path | None, stack: contextlib.ExitStack) -> list[Tracer]:
+Tell = Callable[[str], None]
+"""Is told what takes seconds now."""
+
+
+def tracers_of(workload: Workload, folder: Path | None, stack: contextlib.ExitStack, tell: Tell) -> list[Tracer]:
     """Return what reads the steps of each stage on paper; their processes start when asked and end with `stack`."""
     return [
-        stack.enter_context(Tracer(workload.recipe, config, folder, tell=_say)) for config in workload.stage_configs
+        stack.enter_context(Tracer(workload.recipe, config, folder, tell=tell)) for config in workload.stage_configs
     ]
 
 
 def plan_of(
-    workload: Workload, rig: Rig, folder: Path | None, *, tracers: Sequence[Tracer] | None = None, is_told: bool = True
+    workload: Workload, rig: Rig, folder: Path | None, *, tell: Tell, tracers: Sequence[Tracer] | None = None
 ) -> Plan:
     """Return the plan, with durations where the data are known.
 
@@ -83,8 +89,8 @@ def plan_of(
         workload: What to train.
         rig: On what.
         folder: The prepared data, or None.
+        tell: Is told what takes seconds now.
         tracers: Of the same stages, kept from one plan to the next; made here when absent.
-        is_told: Whether to tell a person what takes seconds.
     """
     sizes: list[tuple[int, int]] | None = None
     facts: list[str] = []
@@ -95,9 +101,9 @@ def plan_of(
         facts = list(dict.fromkeys(fact for split in splits for fact in split.facts))
         loading = [seconds_per_sample(split.train, workload.config.seed) for split in splits]
     with contextlib.ExitStack() as stack:
-        readers = tracers_of(workload, folder, stack) if tracers is None else tracers
+        readers = tracers_of(workload, folder, stack, tell) if tracers is None else tracers
         prices = [
-            _prices(workload.recipe, config, rig, folder, tracer, is_told=is_told)
+            _prices(workload.recipe, config, rig, folder, tracer, tell=tell)
             for config, tracer in zip(workload.stage_configs, readers, strict=True)
         ]
         made = make_plan(workload, rig, prices, facts=facts, data_sizes=sizes)
@@ -105,7 +111,7 @@ def plan_of(
 
 
 def _prices(
-    recipe: Recipe, config: WorkloadConfig, rig: Rig, folder: Path | None, tracer: Tracer, *, is_told: bool
+    recipe: Recipe, config: WorkloadConfig, rig: Rig, folder: Path | None, tracer: Tracer, *, tell: Tell
 ) -> Prices | None:
     """Return what a pass costs: measured on CPU ranks that are here, else read on paper.
 
@@ -117,11 +123,9 @@ def _prices(
     is_runnable = config.optimizer != "adamw8bit" or is_installed()
     if rig.kind == "cpu" and rig.is_here and folder is not None and is_runnable and _has_weights(recipe, config):
         precision, _, _ = choose_precision(rig, config.precision)
-        if is_told:
-            _say("measuring memory and speed: a few real steps at two micro-batch sizes")
+        tell("measuring memory and speed: a few real steps at two micro-batch sizes")
         return probe(recipe, config, rig, precision, folder=folder)
-    if is_told:
-        _say("reading the training step on paper, for memory and time")
+    tell("reading the training step on paper, for memory and time")
     try:
         return paper_prices(tracer, config, rig)
     except (TrainingError, UsageError) as error:
@@ -129,11 +133,6 @@ def _prices(
             raise
         print(f"nothing is predicted: {error.cause}", file=sys.stderr, flush=True)
         return None  # the pinned micro-batch is all that is needed; what else is wrong is told when it is laid out
-
-
-def _say(what: str) -> None:
-    """Tell a person what takes seconds now; apart from the results, which go to standard output."""
-    print(f"{what} ...", file=sys.stderr, flush=True)
 
 
 def new_run(
@@ -176,7 +175,8 @@ def new_run(
             _require_weights(recipe, target.stage_configs)
             if not prepare(recipe, config, folder):
                 raise _no_data()
-            planned = plan_of(target, rig or parse_rig(None), folder)
+            with StatusLine() as line:
+                planned = plan_of(target, rig or parse_rig(None), folder, tell=line.tell)
         _require_here(planned.rig)
         if any(stage.config.get("optimizer") == "adamw8bit" for stage in planned.stages):
             require_installed()
@@ -192,7 +192,7 @@ def new_run(
                 ) from error
             raise
     if not quiet:
-        print(explain(planned))
+        print(explain(planned, width=page_width()))
         print(f"\nrun folder  {run.folder}\n", flush=True)
     return run
 
@@ -243,12 +243,12 @@ def _planned(target: str | Plan, rig: Rig | None, overrides: dict[str, Any]) -> 
 
 def _moved(planned: Plan, rig: Rig, configs: Sequence[WorkloadConfig], recipe: Recipe, folder: Path | None) -> Plan:
     """Return the plan on another rig, from what its steps cost there; where that cannot be known, as it was."""
-    with contextlib.ExitStack() as stack:
+    with StatusLine() as line, contextlib.ExitStack() as stack:
         prices: list[Prices | None] = []
         for config in configs:
-            tracer = stack.enter_context(Tracer(recipe, config, folder, tell=_say))
+            tracer = stack.enter_context(Tracer(recipe, config, folder, tell=line.tell))
             try:
-                prices.append(_prices(recipe, config, rig, folder, tracer, is_told=True))
+                prices.append(_prices(recipe, config, rig, folder, tracer, tell=line.tell))
             except (TrainingError, UsageError) as error:
                 print(f"nothing is predicted: {error.cause}", file=sys.stderr, flush=True)
                 prices.append(None)
@@ -306,7 +306,7 @@ def ready_to_resume(run: Run, rig: Rig | None, *, quiet: bool) -> Run:
         run.amend_plan(moved, f"resumed on {now.describe()}")
         planned = moved
     if not quiet:
-        print(explain(planned), flush=True)
+        print(explain(planned, width=page_width()), flush=True)
     return run
 
 

@@ -21,6 +21,22 @@ if TYPE_CHECKING:
 _WIDTH_OF_A_FILE = 120
 
 
+def stand_in_for_closed_streams() -> None:
+    """Open what is closed of standard input, output and error (`>&-`) on nothing; who closed it wants to see nothing.
+
+    Otherwise the next file or pipe that is opened would get its number, and what is printed with it.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+
+
+def drop_output() -> None:
+    """Send what is still to be printed nowhere: what cannot be written would be tried again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def only_json_on_stdout(as_json: bool) -> contextlib.AbstractContextManager[object]:
     """Send hints and progress to stderr while JSON is what stdout is for."""
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()

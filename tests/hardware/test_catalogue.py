@@ -121,11 +121,19 @@ def test_no_card_of_8_gib_or_more_hides_a_larger_share_than_is_assumed():
     assert max(hidden) <= UNSEEN_PER_MILLE
 
 
+def test_several_near_names_are_told_in_the_plural():
+    with pytest.raises(UsageError) as caught:
+        lookup("rtx-3000")
+    nearest = caught.value.remedy.removeprefix("The nearest names are ").rstrip(".").split(", ")
+    assert len(nearest) > 1
+    assert all(find(name) is not None for name in nearest)
+
+
 def test_an_unknown_card_is_answered_with_names_that_work():
     with pytest.raises(UsageError, match=r"No GPU named `titan-rtz` is in the catalogue") as caught:
         lookup("titan-rtz")
     assert caught.value.exit_code == 2
-    nearest = caught.value.remedy.removeprefix("The nearest names are ").rstrip(".").split(", ")
+    nearest = caught.value.remedy.removeprefix("The nearest name is ").rstrip(".").split(", ")
     assert nearest[0] == "titan-rtx"
     assert all(find(name) is not None for name in nearest)
 

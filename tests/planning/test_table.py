@@ -11,12 +11,13 @@ import pytest
 from rigfit.errors import UsageError
 from rigfit.hardware.parse import parse_rig
 from rigfit.hardware.rig import Rig
-from rigfit.planning.hours import describe_hours, reckon_hours, with_assumed_samples
+from rigfit.planning.hours import describe_hours, format_duration, reckon_hours, with_assumed_samples
 from rigfit.planning.make import make_plan
 from rigfit.planning.plan import Plan, Profile, Source
 from rigfit.planning.show.axes import parse_axes, parse_rigs, rows_of
 from rigfit.planning.show.table import RowPlanner, Table, fill_table
 from rigfit.planning.show.table_text import draw_bar, draw_table, table_to_json
+from rigfit.planning.words import describe_blocks
 from rigfit.units import GIB, MIB
 from rigfit.workload import Recipe, Workload, WorkloadConfig
 
@@ -159,6 +160,77 @@ def test_a_grid_has_a_cell_for_each_value_and_rig():
     assert lines[0].split() == ["img_size", "t4", "titan-rtx"]
     assert any(line.startswith("1024") and "no: needs 17.0 GiB" in line for line in lines)
     assert any('fits with --rig "titan-rtx"' in line for line in lines)
+    # 1024 pixels take 1 + 16 GiB at a micro-batch of 1, whose 32 passes make the effective batch.
+    assert any("yes: 1 x 32 x 1 = 32" in line for line in lines)
+    assert sum("17.0 < 17.0 of" in line for line in lines) == 1, "both rigs stand beside each other"
+    assert any(line.count("17.0 < 17.0 of") == 2 for line in lines), "what was needed, and what is"
+
+
+def test_a_table_names_the_source_and_the_error_of_the_speed_for_each_rig():
+    sources = {"t4": ("the sheet of the T4", 0.25), "titan-rtx": ("the sheet of the Titan", 0.5)}
+    table = table_of(["t4", "titan-rtx"], 256)
+    cells = []
+    for cell in table.cells:
+        source, error = sources[cell.rig_name]
+        stage = replace(cell.plan.stages[0], predicted_speed_source=source, predicted_speed_error=error)
+        cells.append(replace(cell, plan=cell.plan.with_stages((stage,))))
+    text = draw_table(replace(table, cells=tuple(cells)))
+    for name, (source, error) in sources.items():
+        assert f"{name}: estimated, {source}" in text
+        assert f"({error:.0%}) samples/s" in text
+
+
+def test_a_table_says_how_many_samples_were_assumed_and_what_the_time_is_of():
+    table = table_of(["t4"], 256, epochs=1)
+    assumed = [replace(cell, plan=with_assumed_samples(cell.plan, 1800)) for cell in table.cells]
+    text = " ".join(draw_table(replace(table, cells=tuple(assumed))).split())
+    assert "for 1 epoch of 1,800 training samples (assumed, as given with --samples)" in text
+    assert "start, evaluations and checkpoints are not in it" in text
+    assert " 3 min " in text  # 1,800 samples at 10 samples/s: 180 s
+
+
+@pytest.mark.parametrize("width", [72, 80, 100])
+def test_no_line_of_a_table_is_wider_than_the_page(width):
+    for rigs in (["t4"], ["t4", "titan-rtx", "l4", "a100-80gb"]):
+        text = draw_table(table_of(rigs, 256, 1024), width=width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "[#" not in text or width == 100, "bars only where there is room"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.62, "0.62 s"),
+        (45, "45 s"),
+        (60, "1 min"),
+        (1140, "19 min"),
+        (3600, "1 h"),
+        (11520, "3.2 h"),
+        (172800, "48 h"),
+    ],
+)
+def test_a_time_has_the_unit_of_its_size(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_a_short_run_of_one_epoch_fills_no_sitting():
+    made = with_assumed_samples(plan_of(TileConfig(effective_batch_size=32, epochs=1), rig("t4")), 100)
+    hours = reckon_hours(made)
+    assert hours is not None
+    text = describe_hours(hours, made)
+    assert text.startswith("10 s on 1 GPU = 10 GPU-seconds, for 1 epoch = 4 steps")  # 100 samples at 10 samples/s
+    assert "sitting" not in text
+
+
+def test_numbers_of_blocks_are_told_as_ranges():
+    assert describe_blocks((0, 1, 2, 3, 7, 9, 10)) == "0-3, 7, 9-10"
+    assert describe_blocks((5,)) == "5"
+
+
+def test_as_many_larger_cards_are_less_of_a_change_than_more_cards():
+    """A sample of 1024 pixels needs 17 GiB: more T4s of 14.6 GiB cannot hold it, so the way out is one larger card."""
+    ways = [way.change for way in table_of(["t4"], 1024).cells[0].ways_out]
+    assert len(parse_rig(ways[0].removeprefix('--rig "').rstrip('"'), gpus=(), num_cores=4).devices) == 1
 
 
 def test_ctrl_c_keeps_what_is_there():

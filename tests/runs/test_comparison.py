@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rigfit.hardware.rig import Device
+from rigfit.planning.plan import Source
 from rigfit.planning.speed.local_rates import read_local
 from rigfit.runs.comparison import COMPARISON, compare, remember_speed, write_comparison
 from rigfit.runs.records import METRICS
@@ -62,6 +63,20 @@ def test_a_speed_off_by_more_than_its_own_bound_is_a_finding(speed, is_found):
     found = compare(predicted(), [step(n, speed=speed) for n in range(1, 31)])[0]
     assert bool(found.findings) == is_found
     assert ("allowed itself 20%" in found.describe()) == is_found
+
+
+def test_a_prediction_without_a_bound_says_so_and_where_it_came_from():
+    made = predicted(error=None)
+    stages = tuple(replace(stage, predicted_source=Source.MEASURED) for stage in made.stages)
+    found = compare(made.with_stages(stages), [step(n, speed=2.0) for n in range(1, 31)])[0]
+    assert found.findings == ()
+    (note,) = found.notes
+    assert note.startswith("note: the prediction of the speed gave no bound: it came from a few steps before the run")
+    assert note in found.describe()
+
+
+def test_a_prediction_within_its_bound_has_no_note():
+    assert compare(predicted(), [step(n, speed=100.0) for n in range(1, 31)])[0].notes == ()
 
 
 def test_memory_above_its_bound_is_a_finding():

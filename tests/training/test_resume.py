@@ -102,8 +102,18 @@ def test_fully_shard_saves_what_one_rank_resumes(tmp_path: Path) -> None:
 def test_a_crash_in_a_rank_is_told_with_its_last_lines(tmp_path: Path) -> None:
     with pytest.raises(rigfit.RunError, match="asked to fail here") as caught:
         train_toy(tmp_path, "crash", "cpu:2", fail_at=5)
-    assert "rigfit resume" in caught.value.remedy
+    assert "No checkpoint was written yet" in caught.value.remedy
+    assert "rigfit resume" not in caught.value.remedy
     assert rigfit.Run.open(tmp_path / "toy_task" / "crash").status.state == "failed"
+
+
+def test_after_a_crash_past_a_checkpoint_the_way_out_is_to_resume(tmp_path: Path) -> None:
+    """Two passes a step on two ranks, so the 10th pass is in step 5; an epoch of 23 samples ends with step 3."""
+    with pytest.raises(rigfit.RunError, match="asked to fail here") as caught:
+        train_toy(tmp_path, "crash", "cpu:2", fail_at=10)
+    run = rigfit.Run.open(tmp_path / "toy_task" / "crash")
+    assert [path.name for path in run.checkpoints.glob("step-*")] == ["step-00000003"]
+    assert run.resume_command in caught.value.remedy
 
 
 @pytest.mark.skipif(not is_installed(), reason="bitsandbytes is not installed: pip install -e '.[adamw8bit]'")

@@ -219,7 +219,8 @@ def lookup(word: str) -> CatalogueEntry:
     near = longer or shorter or difflib.get_close_matches(wanted, _spellings(), n=6, cutoff=0.5)
     names = list(dict.fromkeys(_spellings()[name].aliases[0] for name in near))[:4]
     if names:
-        raise UsageError(f"No GPU named `{word}` is in the catalogue.", f"The nearest names are {', '.join(names)}.")
+        nearest = f"names are {', '.join(names)}" if len(names) > 1 else f"name is {names[0]}"
+        raise UsageError(f"No GPU named `{word}` is in the catalogue.", f"The nearest {nearest}.")
     every = ", ".join(card.aliases[0] for card in read_catalogue())
     raise UsageError(
         f"No GPU named `{word}` is in the catalogue.", f"It has {every}. docs/cards.md tells more of them."

@@ -8,6 +8,8 @@ from rigfit.errors import RigfitError
 from rigfit.hardware.rig import Rig
 from rigfit.launching.launch import show_progress
 from rigfit.runs.run import Run
+from rigfit.runs.summary import summarise
+from rigfit.runs.terminal import page_width
 from rigfit.training import distributed, worker
 
 
@@ -26,5 +28,7 @@ def train_among_others(rig: Rig, make: Callable[[], Run], *, quiet: bool) -> Run
     run = Run.open(outcome)
     with show_progress(run, is_quiet=quiet or not world.is_first):
         worker.train(run)
+    if world.is_first and not quiet:
+        print("\n" + summarise(run, width=page_width()), end="", flush=True)
     distributed.stop()
     return run

@@ -45,15 +45,16 @@ def launch(run: Run, *, is_quiet: bool = False) -> None:
         old.unlink()
     try:
         with show_progress(run, is_quiet=is_quiet), _environment_of_ranks(plan.rig):
+            # -P: `-m` would import from the working directory first, where a json.py beside the data ends every rank.
             elastic_launch(_launch_config(plan.rig, run), sys.executable)(
-                "-m", "rigfit.training.worker", str(run.folder)
+                "-P", "-m", "rigfit.training.worker", str(run.folder)
             )
     except ChildFailedError as failed:
         error = _explain(run, failed.failures)
     except SignalException as stopped:
         error = _reported_failure(run) or Interrupted(
             f"Stopped by {stopped.sigval.name} before the ranks could save.",
-            f"Go on from the last checkpoint with: {run.resume_command}",
+            run.way_on,
             signal_number=int(stopped.sigval),
         )
     else:
@@ -143,7 +144,7 @@ def _explain(run: Run, failures: dict[int, ProcessFailure]) -> RigfitError:
     tail = _tail(log)
     return RunError(
         f"Rank {rank} {how}.{tail}",
-        f"The whole story is in {log}; go on from the last checkpoint with: {run.resume_command}",
+        f"The whole story is in {log}. {run.way_on}",
     )
 
 

@@ -63,7 +63,7 @@ def reckon_hours(plan: Plan) -> Hours | None:
         evaluations += _times(duration, duration.eval_every_steps) if duration.num_validation_samples else 0
         checkpoints += _times(duration, duration.save_every_steps)
     sources = dict.fromkeys(f"speed {_speed_source(stage)}" for stage in plan.stages)
-    counted = "samples assumed" if _is_assumed(plan) else "samples counted"
+    counted = "samples assumed" if is_assumed(plan) else "samples counted"
     return Hours(
         seconds=seconds,
         num_devices=plan.rig.world_size,
@@ -76,19 +76,35 @@ def reckon_hours(plan: Plan) -> Hours | None:
 
 
 def describe_hours(hours: Hours, plan: Plan) -> str:
-    """Return `3.2 h on 2 GPUs = 6.4 GPU-hours = 1 sitting of 12 h, for 50 epochs = ...`."""
+    """Return `3.2 h on 2 GPUs = 6.4 GPU-hours = 1 sitting of 12 h, for 50 epochs = ...`; short runs fill no sitting."""
     word = rank_word(plan.rig.kind)
+    number, unit = _in_unit(hours.seconds * hours.num_devices)
+    sittings = f" = {count(hours.num_sittings, 'sitting')} of {SITTING_HOURS} h" if hours.hours >= 1 else ""
     return (
-        f"{format_hours(hours.hours)} h on {count(hours.num_devices, word)} = {format_hours(hours.device_hours)} "
-        f"{word}-hours = {count(hours.num_sittings, 'sitting')} of {SITTING_HOURS} h, for {hours.epochs:.4g} epochs = "
+        f"{format_duration(hours.seconds)} on {count(hours.num_devices, word)} = {number} {word}-{_UNIT_NAMES[unit]}"
+        f"{sittings}, for {describe_epochs(hours.epochs)} = "
         f"{count(hours.num_steps, 'step')}, with {count(hours.num_evaluations, 'evaluation')} and "
         f"{count(hours.num_checkpoints, 'checkpoint')}, whose own time is not in it ({hours.source})"
     )
 
 
-def format_hours(hours: float) -> str:
-    """Return hours with two digits that matter: `0.031`, `3.2`, `48`."""
-    return f"{hours:.0f}" if hours >= 10 else f"{hours:.2g}"
+_UNIT_NAMES = {"s": "seconds", "min": "minutes", "h": "hours"}
+
+
+def format_duration(seconds: float) -> str:
+    """Return a predicted time with two digits that matter, in the unit of its size: `0.62 s`, `19 min`, `3.2 h`."""
+    return " ".join(_in_unit(seconds))
+
+
+def _in_unit(seconds: float) -> tuple[str, str]:
+    size, unit = (3600, "h") if seconds >= 3600 else (60, "min") if seconds >= 60 else (1, "s")
+    number = seconds / size
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}", unit
+
+
+def describe_epochs(epochs: float) -> str:
+    """Return `50 epochs`, `1 epoch`, `0.25 epochs`."""
+    return f"{epochs:.4g} epoch{'' if epochs == 1 else 's'}"
 
 
 def with_assumed_samples(plan: Plan, num_samples: int) -> Plan:
@@ -109,7 +125,7 @@ def with_assumed_samples(plan: Plan, num_samples: int) -> Plan:
 _ASSUMED = "Planned before the data were known"
 
 
-def _is_assumed(plan: Plan) -> bool:
+def is_assumed(plan: Plan) -> bool:
     return any(fact.startswith(_ASSUMED) for fact in plan.facts)
 
 

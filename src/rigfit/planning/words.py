@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rigfit.hardware.rig import DeviceKind
 from rigfit.planning.plan import BatchLayout
 from rigfit.units import count
@@ -21,3 +23,14 @@ def describe_layout(layout: BatchLayout, kind: DeviceKind) -> str:
         return f"{layout.effective_batch_size} = ({' + '.join(map(str, sizes))}) samples x {steps}"
     ranks = f"{layout.world_size} {rank_word(kind, layout.world_size)}"
     return f"{layout.effective_batch_size} = {count(sizes[0], 'sample')} x {steps} x {ranks}"
+
+
+def describe_blocks(numbers: Sequence[int]) -> str:
+    """Return the numbers of blocks, runs of them as ranges: `0-11, 14`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,8 @@ def load_recipe(name_or_path: str) -> Recipe:
 def load_module(name_or_path: str) -> ModuleType:
     """Import a recipe's module by dotted name or from a .py file.
 
-    The file's folder joins `sys.path`, so that loader processes can import it by the same name.
+    The file's folder joins `sys.path`, so that loader processes can import it by the same name; so does the working
+    directory, where a package of a person's own may lie, but last: a `json.py` there hides no module of Python.
 
     Raises:
         UsageError: The file does not exist or cannot be imported.
@@ -91,6 +93,8 @@ def load_module(name_or_path: str) -> ModuleType:
         )
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
     try:
         return importlib.import_module(path.stem)
     except (Exception, SystemExit) as error:  # whatever a person's file does wrong is told, not traced

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rigfit.hardware.catalogue import card_of
 from rigfit.hardware.rig import DeviceKind
-from rigfit.planning.plan import Plan, StagePlan
+from rigfit.planning.plan import Plan, Source, StagePlan
 from rigfit.planning.speed.local_rates import record_run
 from rigfit.runs.atomic import write_atomic
 from rigfit.runs.records import Record, read_records
-from rigfit.units import format_bytes, format_speed
+from rigfit.units import count, format_bytes, format_speed
 
 COMPARISON = "comparison.json"
 
@@ -39,6 +39,7 @@ class Comparison:
         predicted_speed, measured_speed: Samples/s; the measured one is the median after ten steps.
         speed_bound: Relative error the prediction of speed allowed itself.
         findings: Sentences for what was off by more than its bound.
+        notes: Sentences for what was predicted without a bound, so that no difference can be a finding.
     """
 
     stage: int
@@ -50,6 +51,7 @@ class Comparison:
     measured_speed: float | None
     speed_bound: float | None
     findings: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def describe(self) -> str:
         """Return both pairs in one line."""
@@ -67,7 +69,8 @@ class Comparison:
                 f"{format_speed(self.predicted_speed)} predicted ({ratio:+.0%})"
             )
         text = "; ".join(parts) or "nothing was predicted that could be compared"
-        return ". ".join([f"after {self.num_steps} steps of stage {self.stage + 1}: {text}", *self.findings])
+        sentences = [f"after {count(self.num_steps, 'step')} of stage {self.stage + 1}: {text}"]
+        return ". ".join([*sentences, *self.findings, *self.notes])
 
 
 def compare(plan: Plan, records: Sequence[Record]) -> tuple[Comparison, ...]:
@@ -131,7 +134,29 @@ def _compare_stage(number: int, stage: StagePlan, kind: DeviceKind, steps: Seque
             *_finding("peak memory", measured_bytes, predicted_bytes, bytes_bound),
             *_finding("speed", measured_speed, stage.expected_samples_per_second, stage.predicted_speed_error),
         ),
+        notes=_notes(
+            stage,
+            {
+                "peak memory": (measured_bytes, predicted_bytes, bytes_bound),
+                "speed": (measured_speed, stage.expected_samples_per_second, stage.predicted_speed_error),
+            },
+        ),
     )
+
+
+def _notes(
+    stage: StagePlan, compared: Mapping[str, tuple[float | None, float | None, float | None]]
+) -> tuple[str, ...]:
+    """Return a sentence on what was predicted without a bound; `compared` is (measured, predicted, bound) by name."""
+    unbounded = [
+        name for name, (measured, predicted, bound) in compared.items() if measured and predicted and bound is None
+    ]
+    if not unbounded:
+        return ()
+    origin = ""
+    if stage.predicted_source is Source.MEASURED:
+        origin = ": it came from a few steps before the run, as fast as the machine was just then"
+    return (f"note: the prediction of the {' and the '.join(unbounded)} gave no bound{origin}",)
 
 
 def _finding(what: str, measured: float | None, predicted: float | None, bound: float | None) -> tuple[str, ...]:

@@ -52,6 +52,11 @@ def event_line(record: Record) -> str:
     return f"step {record['step']}  {record['text']}"
 
 
+def unit_of(metric: str) -> str:
+    """Return the unit of a metric, such as ` dB`; empty where it has none, as shares, ratios and losses."""
+    return _UNITS.get(metric.removeprefix("baseline/"), "")
+
+
 def format_number(value: float | None) -> str:
     """Return a number with four digits that count: `0.02134`, `21.35`, `1.2e-05`, `12345`; `?` where there is none."""
     if value is None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from rigfit.errors import RunError, UsageError
 from rigfit.planning.plan import Plan
 from rigfit.runs.atomic import write_atomic
+from rigfit.runs.checkpoints import list_checkpoints
 from rigfit.runs.create import create_folder, not_writable
 from rigfit.runs.nearest import nearest_runs
 
@@ -170,10 +171,23 @@ class Run:
     @property
     def resume_command(self) -> str:
         """What to type to go on: `rigfit resume runs/autoencoder/run-1`."""
-        return f"rigfit resume {shlex.quote(str(self._short_path()))}"
+        return f"rigfit resume {self.quoted}"
 
-    def _short_path(self) -> Path:
-        """Return the folder as seen from here, where it lies below."""
+    @property
+    def way_on(self) -> str:
+        """What to do after a stop: go on from the last whole checkpoint, or start anew where none was written."""
+        if list_checkpoints(self.checkpoints):
+            return f"Go on from the last checkpoint with: {self.resume_command}"
+        return "No checkpoint was written yet: start anew with `rigfit train`."
+
+    @property
+    def quoted(self) -> str:
+        """The folder as it is typed in a shell."""
+        return shlex.quote(str(self.shown))
+
+    @property
+    def shown(self) -> Path:
+        """The folder as seen from here, where it lies below."""
         absolute, here = Path(os.path.abspath(self.folder)), Path.cwd()
         return absolute.relative_to(here) if absolute.is_relative_to(here) else absolute
 
@@ -190,7 +204,7 @@ class Run:
             return RunError(
                 f"{self.folder} exists and is not a run folder.", "Choose another name=..., or another out=DIR."
             )
-        status, shown = self.status, shlex.quote(str(self._short_path()))
+        status, shown = self.status, self.quoted
         if status.state == "finished":
             return RunError(
                 f"The run {shown} is finished (step {status.step} of {status.total_steps}).",

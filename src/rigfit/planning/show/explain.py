@@ -12,10 +12,10 @@ from rigfit.planning.learning_rate import format_rate
 from rigfit.planning.memory.limit import describe_memory_limit
 from rigfit.planning.plan import Duration, Plan, Source, StagePlan
 from rigfit.planning.show.table import told_device
-from rigfit.planning.words import describe_layout, rank_word
+from rigfit.planning.words import describe_blocks, describe_layout, rank_word
 from rigfit.units import count, format_bytes, format_seconds, format_speed
 
-_WIDTH = 100
+PAGE_WIDTH = 100
 _LABEL_WIDTH = 18
 _UNIT = re.compile(r"(?<=\d) (GiB|MiB|%|h|min|s)(?!\w)")  # a number is not parted from its unit at the end of a line
 
@@ -23,23 +23,24 @@ Line = tuple[str, str]
 """A label and what is said of it."""
 
 
-def explain(plan: Plan, *, noun: str = "sample") -> str:
+def explain(plan: Plan, *, noun: str = "sample", width: int = PAGE_WIDTH) -> str:
     """Return `plan` in words, aligned, for a person who decides whether to start.
 
     Args:
         plan: What to explain.
         noun: What one sample is, in the singular, such as `tile`.
+        width: Characters a line may have.
     """
     source = plan.rig.devices[0].source
     lines: list[Line] = [("recipe", plan.recipe), ("rig", f"{plan.rig.describe()}, from: {source}")]
-    blocks = [_draw(lines)]
+    blocks = [_draw(lines, width)]
     for number, stage in enumerate(plan.stages):
         title = (
             f"stage {number + 1} of {len(plan.stages)}{_what_differs(plan, stage)}\n" if len(plan.stages) > 1 else ""
         )
-        blocks.append(title + _draw(list(_stage_lines(plan, stage, noun))))
+        blocks.append(title + _draw(list(_stage_lines(plan, stage, noun)), width))
     if plan.facts:
-        blocks.append(_draw([("note", fact) for fact in plan.facts]))
+        blocks.append(_draw([("note", fact) for fact in plan.facts], width))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -166,10 +167,10 @@ def _budget_words(stage: StagePlan) -> str:
 
 def _recomputed_words(stage: StagePlan) -> str:
     given = "given by you" if stage.config.get("activation_checkpointing") else "chosen so that it fits"
-    if stage.recomputed_blocks == "all":
-        return f"recomputed in backward in all blocks: less memory, about a third more work ({given})"
-    numbers = ", ".join(str(number) for number in stage.recomputed_blocks)
-    return f"recomputed in backward in blocks {numbers}, counted from 0 ({given})"
+    if isinstance(stage.recomputed_blocks, tuple):
+        numbers = describe_blocks(stage.recomputed_blocks)
+        return f"recomputed in backward in blocks {numbers}, counted from 0 ({given})"
+    return f"recomputed in backward in all blocks: less memory, about a third more work ({given})"
 
 
 def _memory_words(stage: StagePlan, word: str) -> str:
@@ -185,10 +186,14 @@ def _memory_words(stage: StagePlan, word: str) -> str:
     return f"{format_bytes(stage.predicted_peak_bytes)} per {word}{margin} ({_prediction_source(stage)})"
 
 
+_PINNED = ": nothing is measured on CPU ranks with a pinned micro_batch_size; leave that out for a prediction"
+
+
 def _speed_words(stage: StagePlan, ranks: str) -> str:
     speed = stage.predicted_samples_per_second
     if speed is None:
-        return str(Source.UNMEASURED)
+        is_pinned = stage.layout_source is Source.GIVEN and "CPU" in ranks
+        return f"{Source.UNMEASURED}{_PINNED if is_pinned else ''}"
     if stage.predicted_speed_error is None:
         return f"{format_speed(speed)} samples/s over {ranks} ({_prediction_source(stage)})"
     return (
@@ -221,7 +226,7 @@ def _what_differs(plan: Plan, stage: StagePlan) -> str:
     return ": " + ", ".join(f"{name}={stage.config[name]}" for name in names) if names else ""
 
 
-def _draw(lines: list[Line]) -> str:
+def _draw(lines: list[Line], width: int) -> str:
     """Return labelled lines, each label once, wrapped with a hanging indent."""
     drawn, previous = [], ""
     for label, text in lines:
@@ -229,7 +234,7 @@ def _draw(lines: list[Line]) -> str:
         drawn.append(
             textwrap.fill(
                 _UNIT.sub("\u00a0\\1", text),
-                width=_WIDTH,
+                width=width,
                 initial_indent=f"{shown:<{_LABEL_WIDTH}}",
                 subsequent_indent=" " * _LABEL_WIDTH,
                 break_long_words=False,

@@ -54,7 +54,8 @@ def draw_svg(plan: Plan) -> str:
     panels = _panels(plan)
     height = _HEIGHT * len(panels)
     body = "".join(
-        f'<g transform="translate(0,{number * _HEIGHT})">{_panel(panel)}</g>' for number, panel in enumerate(panels)
+        f'<g transform="translate(0,{number * _HEIGHT})">{_panel(panel, _subject(plan))}</g>'
+        for number, panel in enumerate(panels)
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
@@ -136,21 +137,26 @@ def _panels(plan: Plan) -> list[_Panel]:
 
 
 def _title(plan: Plan) -> str:
-    return f"Memory of one training step: {plan.recipe.rsplit('/', 1)[-1]} on {plan.rig.describe()}"
+    return f"Memory of one training step: {_subject(plan)}"
 
 
-def _panel(panel: _Panel) -> str:
-    return "".join((*_heading(panel), *_grid(panel), *_areas(panel), *_phases(panel), *_lines(panel), *_legend(panel)))
+def _subject(plan: Plan) -> str:
+    return f"{plan.recipe.rsplit('/', 1)[-1]} on {plan.rig.describe()}"
 
 
-def _heading(panel: _Panel) -> Iterator[str]:
-    name = f"{panel.name}: " if panel.name else ""
-    stage = panel.stage
-    text = f"{name}live tensors of one {panel.word} over the second step, micro-batch {panel.memory.micro_batch_size}"
-    yield _text(_LEFT, 24, text, "head")
-    yield _text(
-        _LEFT, 42, f"estimated on paper, {stage.precision}; allocations and releases in order, not seconds", "note"
+def _panel(panel: _Panel, subject: str) -> str:
+    return "".join(
+        (*_heading(panel, subject), *_grid(panel), *_areas(panel), *_phases(panel), *_lines(panel), *_legend(panel))
     )
+
+
+def _heading(panel: _Panel, subject: str) -> Iterator[str]:
+    """Yield what the picture is of: it may be looked at away from its page."""
+    stage = panel.stage
+    yield _text(_LEFT, 24, ", ".join([subject, *([panel.name] if panel.name else [])]), "head")
+    batch = f"micro-batch {panel.memory.micro_batch_size} of an effective batch of {stage.layout.effective_batch_size}"
+    text = f"live tensors of one {panel.word} over the second step, {batch}, {stage.precision}, estimated on paper;"
+    yield _text(_LEFT, 42, f"{text} events in order, not seconds", "note")
 
 
 def _grid(panel: _Panel) -> Iterator[str]:

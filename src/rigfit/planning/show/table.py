@@ -224,9 +224,9 @@ def _with_planned_ways(row: Sequence[Cell], planner: RowPlanner) -> list[Cell]:
 
 
 def _planned_ways(cell: Cell, planner: RowPlanner) -> Iterator[WayOut]:
-    """Yield the first that fits of each kind of change: pins left out, more of the same cards, larger cards.
+    """Yield the first that fits of each kind of change: pins left out, larger cards, more of the same cards.
 
-    Pins are left out beside more or larger cards only where those alone do not help.
+    Pins are left out beside larger or more cards only where those alone do not help.
     """
     left_out = f"{describe_values(planner.pins)} left out"
     found = _try(planner, cell.rig, planner.pins) if planner.pins else None
@@ -242,7 +242,8 @@ def _planned_ways(cell: Cell, planner: RowPlanner) -> Iterator[WayOut]:
 
 
 def _with_other_cards(rig: Rig, needed: int, planner: RowPlanner, *, without: Collection[str]) -> Iterator[WayOut]:
-    for rigs in (islice(more_cards(rig), _MOST_RIGS_OF_MORE), islice(larger_cards(rig, needed), _MOST_CARDS_TRIED)):
+    # Fewest cards first: another card in each slot is less of a change than twice as many slots.
+    for rigs in (islice(larger_cards(rig, needed), _MOST_CARDS_TRIED), islice(more_cards(rig), _MOST_RIGS_OF_MORE)):
         for name, other in rigs:
             found = _try(planner, other, without)
             if found is not None:

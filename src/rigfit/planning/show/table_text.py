@@ -8,29 +8,39 @@ from dataclasses import dataclass
 from typing import Any
 
 from rigfit.hardware.rig import Rig
-from rigfit.planning.hours import format_hours, reckon_hours
+from rigfit.planning.hours import describe_epochs, format_duration, is_assumed, reckon_hours
 from rigfit.planning.memory.limit import memory_limit
 from rigfit.planning.plan import Plan, StagePlan
 from rigfit.planning.show.table import Cell, Refused, Table, device_bytes, fullest_stage, limit_bytes
 from rigfit.planning.variant import Variant
-from rigfit.planning.words import rank_word
-from rigfit.units import GIB, format_bytes, format_speed
+from rigfit.planning.words import describe_blocks, rank_word
+from rigfit.units import GIB, count, format_bytes, format_speed
 
-_WIDTH = 100
+PAGE_WIDTH = 100
 _NARROWEST_BAR, _WIDEST_BAR = 8, 24
 _GAP = "  "
 
 
-def draw_table(table: Table) -> str:
-    """Return the table in plain characters: a line for each row, or a grid where there are several rigs and values."""
+def draw_table(table: Table, *, width: int = PAGE_WIDTH) -> str:
+    """Return the table in plain characters: a line for each row, or a grid where there are several rigs and values.
+
+    Args:
+        table: What was planned.
+        width: Characters a line may have; bars are left out where there is no room for them.
+    """
     if not table.cells:
         return "Nothing was planned.\n"
     is_grid = bool(table.keys) and len(table.rig_names) > 1
-    parts = [*_grid(table)] if is_grid else [_list(table)]
-    ways = [line for cell in table.cells for line in _way_lines(cell, is_named=True)] if is_grid else []
-    if ways:
-        parts.append("\n".join(ways))
-    parts.append("\n".join(_legend(table, has_bars=not is_grid)))
+    has_bars = False
+    if is_grid:
+        parts = [*_grid(table, width)]
+        ways = [line for cell in table.cells for line in _way_lines(cell, width, is_named=True)]
+        if ways:
+            parts.append("\n".join(ways))
+    else:
+        text, has_bars = _list(table, width)
+        parts = [text]
+    parts.append("\n".join(_legend(table, width, is_grid=is_grid, has_bars=has_bars)))
     if table.is_interrupted:
         parts.append("Interrupted: the rest was not planned.")
     return "\n\n".join(parts) + "\n"
@@ -75,35 +85,39 @@ class _Line:
     below: list[str]
 
 
-def _list(table: Table) -> str:
+def _list(table: Table, page_width: int) -> tuple[str, bool]:
+    """Return the list, and whether there is room for its bars."""
     plans = [cell.plan for cell in table.cells if cell.plan is not None]
     has_speed = any(stage.predicted_samples_per_second for plan in plans for stage in plan.stages)
-    lines = [line for cell in table.cells for line in _cell_lines(cell, has_speed=has_speed)]
+    lines = [line for cell in table.cells for line in _cell_lines(cell, page_width, has_speed=has_speed)]
     head = _Line(
         before=(*(table.keys or ("rig",)), "fits", "batch"),
         bar=None,
-        after=("peak < upper of usable GiB", *(("samples/s", "hours") if has_speed else ())),
+        after=("peak < upper of GiB", *(("samples/s", "time") if has_speed else ())),
         below=[],
     )
     before = _widths([line.before for line in (head, *lines)])
     after = _widths([line.after for line in (head, *lines)])
-    title = f"memory of each {_word(table)}"
-    room = _WIDTH - sum(before) - sum(after) - len(_GAP) * (len(before) + len(after)) - 2
-    width = max(_NARROWEST_BAR, min(_WIDEST_BAR, room))
+    room = page_width - sum(before) - sum(after) - len(_GAP) * (len(before) + len(after)) - 2
+    has_bars = room >= _NARROWEST_BAR
+    width = min(_WIDEST_BAR, room)
+    title = next((text for text in (f"memory of each {_word(table)}", "memory") if len(text) <= width + 2), "")
     drawn = []
     for line in (head, *lines):
-        bar = draw_bar(*line.bar, width=width) if line.bar else title[: width + 2] if line is head else ""
-        drawn.append(_row((*line.before, bar, *line.after), [*before, width + 2, *after]))
+        bar = draw_bar(*line.bar, width=width) if line.bar and has_bars else title if line is head else ""
+        middle, middle_width = ([bar], [width + 2]) if has_bars else ([], [])
+        drawn.append(_row((*line.before, *middle, *line.after), [*before, *middle_width, *after]))
         drawn += [f"{_GAP}{text}" for text in line.below]
-    return "\n".join(drawn)
+    return "\n".join(drawn), has_bars
 
 
-def _cell_lines(cell: Cell, *, has_speed: bool) -> Iterator[_Line]:
+def _cell_lines(cell: Cell, page_width: int, *, has_speed: bool) -> Iterator[_Line]:
     """Yield a line for each stage of a plan, or the one that says why there is none."""
     labels = tuple(map(str, cell.values.values())) or (cell.rig_name,)
     if cell.plan is None:
         blank = ("",) * (3 if has_speed else 1)
-        yield _Line(before=(*labels, "no", ""), bar=None, after=blank, below=_way_lines(cell, is_named=False))
+        below = _way_lines(cell, page_width, is_named=False)
+        yield _Line(before=(*labels, "no", ""), bar=None, after=blank, below=below)
         return
     is_several = len(cell.plan.stages) > 1
     for number, stage in enumerate(cell.plan.stages, 1):
@@ -113,7 +127,7 @@ def _cell_lines(cell: Cell, *, has_speed: bool) -> Iterator[_Line]:
             before=(*told, _batch(stage)),
             bar=_bar(cell.plan, stage),
             after=_figures(cell.plan, stage, has_speed=has_speed),
-            below=[part for part in _wrapped(": ".join(below)) if below],
+            below=[part for part in _wrapped(": ".join(below), page_width) if below],
         )
 
 
@@ -137,18 +151,22 @@ def _bar(plan: Plan, stage: StagePlan) -> tuple[int, int, int, int] | None:
 
 
 def _figures(plan: Plan, stage: StagePlan, *, has_speed: bool) -> tuple[str, ...]:
-    """Return peak, upper bound and limit in GiB, and where any row knows its speed, samples/s and hours."""
+    """Return peak, upper bound and limit in GiB, and where any row knows its speed, samples/s and time."""
     peak, upper = stage.predicted_peak_bytes, stage.predicted_upper_bytes
     limit = f"{limit_bytes(plan.rig, stage) / GIB:5.1f}"
     memory = "unmeasured" if peak is None or upper is None else f"{_gib(peak)} < {_gib(upper)}"
     if not has_speed:
         return (f"{memory:<13} of {limit}",)
-    speed, hours = stage.expected_samples_per_second, reckon_hours(plan.with_stages((stage,)))
-    return (
-        f"{memory:<13} of {limit}",
-        "unmeasured" if speed is None else format_speed(speed),
-        "-" if hours is None else format_hours(hours.hours),
-    )
+    hours = reckon_hours(plan.with_stages((stage,)))
+    return (f"{memory:<13} of {limit}", _speed(stage), "-" if hours is None else format_duration(hours.seconds))
+
+
+def _speed(stage: StagePlan) -> str:
+    """Return `598 (35%)`: samples/s, and how far off 9 of 10 predictions stay, where that is known."""
+    speed, error = stage.expected_samples_per_second, stage.predicted_speed_error
+    if speed is None:
+        return "unmeasured"
+    return format_speed(speed) if error is None else f"{format_speed(speed)} ({error:.0%})"
 
 
 def _gib(num_bytes: int) -> str:
@@ -175,11 +193,11 @@ def _departures(stage: StagePlan) -> list[str]:
     if chosen == asked:
         return []
     blocks = stage.recomputed_blocks
-    numbers = f" (blocks {', '.join(map(str, blocks))}, counted from 0)" if isinstance(blocks, tuple) else ""
+    numbers = f" (blocks {describe_blocks(blocks)}, counted from 0)" if isinstance(blocks, tuple) else ""
     return [f"changed: {chosen.describe()}{numbers}"]
 
 
-def _way_lines(cell: Cell, *, is_named: bool) -> list[str]:
+def _way_lines(cell: Cell, page_width: int, *, is_named: bool) -> list[str]:
     """Return what a cell without a plan needs and what helps, cheapest first, wrapped."""
     if cell.refused is None:
         return []
@@ -188,7 +206,7 @@ def _way_lines(cell: Cell, *, is_named: bool) -> list[str]:
     lines += [f"{_GAP}fits with {way.change}: {_how(way.plan)}" for way in cell.ways_out]
     if cell.is_searched and not cell.ways_out:
         lines.append(f"{_GAP}nothing that was tried makes it fit: no smaller value here, no more GPUs, no larger card")
-    return [part for line in lines for part in _wrapped(line)]
+    return [part for line in lines for part in _wrapped(line, page_width)]
 
 
 def _need(refused: Refused, rig: Rig) -> str:
@@ -211,7 +229,7 @@ def _how(plan: Plan) -> str:
     return f"{_batch(stage)}{memory}{changed}"
 
 
-def _grid(table: Table) -> Iterator[str]:
+def _grid(table: Table, page_width: int) -> Iterator[str]:
     """Yield the table rows x rigs, in as many parts beside each other as the width of a page asks for."""
     rows = list(dict.fromkeys(tuple(map(str, cell.values.values())) for cell in table.cells))
     found = {(tuple(map(str, cell.values.values())), cell.rig_name): _grid_lines(cell) for cell in table.cells}
@@ -224,7 +242,7 @@ def _grid(table: Table) -> Iterator[str]:
     parts: list[list[str]] = [[]]
     for rig in table.rig_names:
         used = label_width + sum(widths[name] + len(_GAP) for name in (*parts[-1], rig))
-        if parts[-1] and used > _WIDTH:
+        if parts[-1] and used > page_width:
             parts.append([])
         parts[-1].append(rig)
     for rigs in parts:
@@ -236,69 +254,110 @@ def _grid(table: Table) -> Iterator[str]:
             for i in range(height):
                 texts = [cell[i] if i < len(cell) else "" for cell in cells]
                 lines.append(_row((label if i == 0 else "", *texts), columns))
+            if row is not rows[-1]:
+                lines.append("")
         yield "\n".join(lines)
 
 
 def _grid_lines(cell: Cell) -> list[str]:
+    """Return what stands in a cell: fits and batch, memory, changes, speed and time, each in a line of its own."""
     if cell.refused is not None:
-        need = cell.refused.peak_bytes
-        return [f"no: needs {format_bytes(need)}" if need is not None else "no: see below"]
+        peak, upper, limit = cell.refused.peak_bytes, cell.refused.upper_bytes, cell.refused.limit_bytes
+        if peak is None:
+            return ["no: see below"]
+        return [f"no: needs {format_bytes(peak)}", *([_of(peak, upper, limit)] if upper and limit else [])]
     assert cell.plan is not None
     lines = []
     for stage in cell.plan.stages:
-        peak, limit = stage.predicted_peak_bytes, limit_bytes(cell.plan.rig, stage)
-        lines.append(f"{stage.layout.largest_micro_batch} x {stage.layout.accumulation_steps}")
-        shown = "unmeasured" if peak is None else f"{_gib(peak).strip()}/{_gib(limit).strip()} GiB"
-        lines[-1] += f"  {shown}"
+        lines.append(f"{_fits(cell.plan) if stage is cell.plan.stages[0] else 'then'}: {_batch(stage)}")
+        peak, upper = stage.predicted_peak_bytes, stage.predicted_upper_bytes
+        if peak is None or upper is None:
+            lines.append("memory unmeasured")
+        else:
+            lines.append(_of(peak, upper, limit_bytes(cell.plan.rig, stage)))
         lines += [words.removeprefix("changed: ").split(" (")[0] for words in _departures(stage)]
+        if stage.expected_samples_per_second is not None:
+            lines.append(f"{_speed(stage)} samples/s")
     hours = reckon_hours(cell.plan)
     if hours is not None:
-        lines.append(f"{format_hours(hours.hours)} h")
+        lines.append(format_duration(hours.seconds))
     return lines
 
 
-def _legend(table: Table, *, has_bars: bool) -> Iterator[str]:
+def _of(peak: int, upper: int, limit: int) -> str:
+    """Return `1.7 < 2.2 of 13.6 GiB`: predicted peak, upper bound, what may be used."""
+    return " ".join(f"{_gib(peak)} < {_gib(upper)} of {_gib(limit)} GiB".split())
+
+
+def _legend(table: Table, page_width: int, *, is_grid: bool, has_bars: bool) -> Iterator[str]:
     word = _word(table)
     batch = f"micro-batch x accumulation steps x {word}s = effective batch"
     plans = [cell.plan for cell in table.cells if cell.plan is not None]
+    memory = (
+        f"per {word}: predicted peak < upper bound (95 of 100 predictions stay below it) of what can be used; a plan "
+        f"fits where the upper bound does ({_sources(plans)})"
+    )
+
+    def entry(label: str, text: str) -> list[str]:
+        return textwrap.wrap(text, page_width, initial_indent=f"{label:<14}", subsequent_indent=" " * 14)
+
+    yield from entry("batch", f"{batch}, after whether it fits" if is_grid else batch)
+    yield from entry("memory", memory)
     if has_bars:
-        yield from _entry("batch", batch)
-        bar = (
-            "# predicted peak, + up to its upper bound (95 of 100 predictions stay below), . free, "
-            f"o what PyTorch cannot use (context, NCCL, a budget of yours); a bar is one whole {word}"
-        )
-        yield from _entry("memory", f"{bar} ({_sources(plans)})")
-    else:
-        yield from _entry(
-            "cells", f"micro-batch x accumulation steps per {word}, predicted peak/usable memory ({_sources(plans)})"
-        )
+        bar = f"one whole {word}: # peak, + up to the upper bound, . free, o what PyTorch cannot use (context, NCCL"
+        yield from entry("bar", f"{bar}, a budget of yours)")
     if not plans:
         return
-    speeds = [stage.predicted_samples_per_second for plan in plans for stage in plan.stages]
-    if not any(speeds):
-        yield from _entry("speed, hours", "not estimated: the speed is unmeasured")
+    if not any(stage.predicted_samples_per_second for plan in plans for stage in plan.stages):
+        yield from entry("speed, time", "not estimated: the speed is unmeasured")
         return
-    yield from _entry("speed", f"samples/s over all {word}s ({_speed_sources(plans)})")
-    hours = next((found for found in map(reckon_hours, plans) if found is not None), None)
-    if hours is None:
-        yield from _entry("hours", "not known: give --samples N, the number of training samples to assume")
-    else:
-        yield from _entry("hours", f"training steps only, for {hours.epochs:.4g} epochs ({hours.source})")
+    yield from entry("samples/s", f"over all {word}s{_error_words(plans)}")
+    for rig_name, source in _speed_sources(table):
+        yield from entry("", f"{rig_name}: {source}")
+    yield from entry("time", _time_words(plans))
 
 
-def _entry(label: str, text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, initial_indent=f"{label:<14}", subsequent_indent=" " * 14)
+def _error_words(plans: Sequence[Plan]) -> str:
+    has_error = any(stage.predicted_speed_error is not None for plan in plans for stage in plan.stages)
+    return "; beside it how far off 9 of 10 predictions stay at most" if has_error else ""
 
 
-def _wrapped(line: str) -> list[str]:
+def _time_words(plans: Sequence[Plan]) -> str:
+    """Return what the time counts: of which samples and epochs, and what is not in it."""
+    found = [(plan, hours) for plan in plans if (hours := reckon_hours(plan)) is not None]
+    if not found:
+        return "not known: give --samples N, the number of training samples to assume"
+    epochs = dict.fromkeys(describe_epochs(hours.epochs) for _, hours in found)
+    samples = dict.fromkeys(
+        count(stage.duration.num_train_samples, "training sample")
+        for plan, _ in found
+        for stage in plan.stages
+        if stage.duration is not None
+    )
+    origin = "assumed, as given with --samples" if any(is_assumed(plan) for plan, _ in found) else "counted"
+    return (
+        f"training steps only, for {' or '.join(epochs)} of {' or '.join(samples)} ({origin}); start, evaluations and "
+        "checkpoints are not in it"
+    )
+
+
+def _wrapped(line: str, page_width: int) -> list[str]:
     indent = line[: len(line) - len(line.lstrip())]
-    return textwrap.wrap(line, _WIDTH - len(_GAP), subsequent_indent=f"{indent}    ", break_on_hyphens=False)
+    return textwrap.wrap(line, page_width - len(_GAP), subsequent_indent=f"{indent}    ", break_on_hyphens=False)
 
 
-def _speed_sources(plans: Sequence[Plan]) -> str:
-    """Return where the speeds come from, and whether loading holds any of them down."""
-    limited = [stage for plan in plans for stage in plan.stages if stage.is_limited_by_loading]
-    return _sources(plans) + ("; some are what loading allows, measured on this machine" if limited else "")
+def _speed_sources(table: Table) -> list[tuple[str, str]]:
+    """Return for each rig where its speeds come from, and whether loading holds any of them down."""
+    found: dict[str, dict[str, None]] = {}
+    for cell in table.cells:
+        for stage in cell.plan.stages if cell.plan is not None else ():
+            told = str(stage.predicted_source)
+            if stage.predicted_speed_source is not None:
+                told += f", {stage.predicted_speed_source}"
+            if stage.is_limited_by_loading:
+                told += "; held down to what loading allows, measured on this machine"
+            found.setdefault(cell.rig_name, {})[told] = None
+    return [(name, "; or ".join(told)) for name, told in found.items()]
 
 
 def _sources(plans: Sequence[Plan]) -> str:

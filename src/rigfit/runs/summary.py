@@ -1,0 +1,42 @@
+"""What a run that is over has to say: how far it came, its best evaluation, what to look at."""
+
+from __future__ import annotations
+
+import textwrap
+
+from rigfit.runs.comparison import COMPARISON
+from rigfit.runs.lines import validation_line
+from rigfit.runs.metrics import TRAIN_TABLE
+from rigfit.runs.records import read_records
+from rigfit.runs.run import Run
+
+_LABEL_WIDTH = 18
+
+
+def summarise(run: Run, *, width: int) -> str:
+    """Return the end of `run` in labelled lines of at most `width` characters, as a plan is told."""
+    status, records = run.status, read_records(run.folder)
+    lines = [("finished", f"{status.step} of {status.total_steps} steps, in {run.shown}")]
+    if status.step < status.total_steps:
+        lines[0] = ("finished", f"{lines[0][1]}; stopped early")
+    best = [record for record in records if record["kind"] == "validation" and record["is_best"]]
+    if best:
+        last = best[-1]
+        lines.append(("best evaluation", validation_line(last).removesuffix("  best") + ", on held-out samples"))
+    else:
+        lines.append(("best evaluation", "none: nothing was held out, so the last weights are kept"))
+    lines.append(("against the plan", f"memory and speed, predicted and measured: {run.shown / COMPARISON}"))
+    lines.append(("curves", f"{run.shown / TRAIN_TABLE}, or tensorboard --logdir {run.quoted}"))
+    lines.append(("look at it", f"rigfit eval {run.quoted}"))
+    return "\n".join(_wrapped(label, text, width) for label, text in lines) + "\n"
+
+
+def _wrapped(label: str, text: str, width: int) -> str:
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=f"{label:<{_LABEL_WIDTH}}",
+        subsequent_indent=" " * _LABEL_WIDTH,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
