@@ -85,7 +85,7 @@ def plan_for(asked: argparse.Namespace, recipe: str, folder: Path) -> rigfit.Pla
     }
     workload = build_workload(load_recipe(recipe), values)
     prepare(workload.recipe, workload.config, folder)
-    made = plan_of(workload, parse_rig("cpu:2"), folder, tell=print)
+    made = plan_of(workload, parse_rig("cpu:2"), folder)
     layout = made.stages[0].layout
     assert (layout.world_size, layout.accumulation_steps) == (2, asked.accumulation_steps)
     return made

@@ -28,7 +28,7 @@ def test_help_lists_every_command_and_needs_no_arguments(capsys):
     assert capsys.readouterr().out == without
     for command in ("plan", "train", "resume", "eval", "export", "calibrate", "recipes"):
         assert f"\n  {command} " in without
-    assert "..." not in without, "a line of help is cut short at 80 columns"
+    assert "..." not in without.replace("[ARGS]...", ""), "a line of help is cut short at 80 columns"
     for code in ("0 done", "1 a crash", "2 usage", "3 does not fit", "4 bad data", "130 and 143"):
         assert code in " ".join(without.split())
 

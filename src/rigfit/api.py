@@ -120,7 +120,7 @@ def plan_table(
 
             def plan_one(rig: Rig, without: Collection[str]) -> Plan:
                 asked = _without(workload, without) if without else workload
-                made = plan_of(asked, rig, known, tracers=tracers, tell=lambda text: None)
+                made = plan_of(asked, rig, known, tracers=tracers)
                 return made if assumed_samples is None else with_assumed_samples(made, assumed_samples)
 
             yield RowPlanner(pins=_pins(workload, values), plan=plan_one)

@@ -73,6 +73,10 @@ Tell = Callable[[str], None]
 """Is told what takes seconds now."""
 
 
+def _tell_nobody(text: str) -> None:
+    pass
+
+
 def tracers_of(workload: Workload, folder: Path | None, stack: contextlib.ExitStack, tell: Tell) -> list[Tracer]:
     """Return what reads the steps of each stage on paper; their processes start when asked and end with `stack`."""
     return [
@@ -81,7 +85,12 @@ def tracers_of(workload: Workload, folder: Path | None, stack: contextlib.ExitSt
 
 
 def plan_of(
-    workload: Workload, rig: Rig, folder: Path | None, *, tell: Tell, tracers: Sequence[Tracer] | None = None
+    workload: Workload,
+    rig: Rig,
+    folder: Path | None,
+    *,
+    tell: Tell = _tell_nobody,
+    tracers: Sequence[Tracer] | None = None,
 ) -> Plan:
     """Return the plan, with durations where the data are known.
 

@@ -106,7 +106,7 @@ def test_a_share_that_divides_badly_is_noted_on_cards() -> None:
     values: dict[str, Any] = {"width": 4096, "num_layers": 8, "img_size": 40, "strategy": "ddp"}
     config = recipe.config(**values, activation_checkpointing=False, effective_batch_size=74)
     workload = Workload(recipe=recipe, config=config, stage_configs=(config,))
-    plan = plan_of(workload, parse_rig("2x t4", gpus=(), num_cores=2), None, is_told=False)
+    plan = plan_of(workload, parse_rig("2x t4", gpus=(), num_cores=2), None)
     one, whole = plan.stages[0].candidates
     assert (one.micro_batch_size, one.refusal) == (1, None)
     assert (whole.micro_batch_size, whole.is_too_large) == (37, True)
