@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ class Config(WorkloadConfig):
     starts_thread: bool = False
     dropout: float = 0.0
     num_tokens: int = 32
+    example: str = ""
 
 
 class Conv(nn.Module):
@@ -247,7 +249,15 @@ def open_data(config: Config, folder: Path) -> Splits:
     raise NotImplementedError
 
 
-def example_batch(config: Config, micro_batch_size: int) -> Batch:
+def example_batch(config: Config, micro_batch_size: int) -> Any:
+    if config.example == "packed":  # three tokens a sample, end to end
+        return {"x": torch.zeros(3 * micro_batch_size, NUM_INPUTS), "starts": torch.arange(micro_batch_size + 1) * 3}
+    if config.example == "always 8":
+        return {"x": torch.zeros(8, NUM_INPUTS)}
+    if config.example == "numpy":
+        return {"x": np.zeros((micro_batch_size, NUM_INPUTS), np.float32)}
+    if config.example == "list":
+        return [torch.zeros(micro_batch_size, NUM_INPUTS)]
     tokens = config.num_tokens if config.body in ("attention", "masked attention", "many") else 1
     shape = (3, 16, 16) if config.body == "conv" else (NUM_INPUTS * tokens,)
     return {"x": torch.zeros(micro_batch_size, *shape)}

@@ -189,6 +189,30 @@ def test_a_line_through_two_sizes_meets_the_trace_at_a_third_byte_for_byte(body)
     assert line.sizes(16) == exact.sizes(16)
 
 
+def test_the_micro_batch_is_what_was_asked_for_where_tokens_lie_end_to_end():
+    recipe = load_recipe(SMALL)
+    with Tracer(recipe, recipe.config(example="packed"), None) as tracer:
+        line, exact = tracer.read_line(target(), (2, 4)), tracer.read(target(), 16)
+    assert line is not None
+    assert (line.micro_batch_sizes, exact.micro_batch_sizes) == ((2, 4), (16,))
+    assert line.sizes(16) == exact.sizes(16)
+    assert 4 * (3 * 16) * INPUTS in line.sizes(16)  # three tokens of 16 numbers for each of 16 samples
+
+
+@pytest.mark.parametrize(
+    ("example", "cause", "remedy"),
+    [
+        ("always 8", r"the same shapes for micro-batches of 4 and 2: 'x' is \(8, 16\)", "torch.zeros(micro_batch_size"),
+        ("numpy", "example_batch returned a numpy array under 'x'", "torch.from_numpy"),
+        ("list", "example_batch returned a list, where a batch is expected", "Return a dictionary of tensors"),
+    ],
+)
+def test_an_example_that_is_no_batch_of_the_size_asked_for_is_refused_with_a_way_out(example, cause, remedy):
+    with pytest.raises(UsageError, match=cause) as caught:
+        read(target(), example=example)
+    assert remedy in caught.value.remedy
+
+
 @pytest.mark.parametrize(("body", "num_builds"), [("conv", 1), ("blocks", 1), ("remembering", 1), ("hiding", 3)])
 @pytest.mark.parametrize("starts_thread", [False, True])
 def test_a_task_is_built_once_and_every_reading_is_as_of_a_new_one(body, num_builds, starts_thread, tmp_path):

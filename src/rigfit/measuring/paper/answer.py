@@ -37,7 +37,6 @@ from rigfit.measuring.subject import one_batch, read_config
 from rigfit.planning.trace import Trace, trace_to_json
 from rigfit.planning.variant import Recomputed
 from rigfit.recipes import build_task
-from rigfit.task import Batch
 from rigfit.workload import Recipe, WorkloadConfig
 
 _Job = Callable[[], dict[str, Any]]
@@ -133,8 +132,12 @@ def _answer(
         channels_last=question["channels_last"],
     )
     try:
-        batch = one_batch(recipe, config, folder, question["micro_batch_size"])
-        trace = _read(built, batch, config, target, is_rewritten=is_rewritten)
+        size = question["micro_batch_size"]
+        batch = one_batch(recipe, config, folder, size)
+        read = partial(
+            read_step, batch=batch, config=config, target=target, micro_batch_size=size, is_rewritten=is_rewritten
+        )
+        trace = _read(built, read, is_channels_last=target.channels_last)
         Path(question["file"]).write_text(trace_to_json(trace), encoding="utf-8")
     except RigfitError as error:
         return {"kind": type(error).__name__, "cause": error.cause, "remedy": error.remedy}
@@ -156,17 +159,15 @@ def _answer(
     return {"kind": "trace"}
 
 
-def _read(built: BuiltTask, batch: Batch, config: WorkloadConfig, target: PaperTarget, *, is_rewritten: bool) -> Trace:
+def _read(built: BuiltTask, read: Callable[..., Trace], *, is_channels_last: bool) -> Trace:
     """Return the trace; where a task that was read before fails, it is built anew, and what happens then counts."""
     if built.was_given:
         try:
-            task = built.take(is_channels_last=target.channels_last)
-            return read_step(task, batch, config, target, is_rewritten=is_rewritten, was_read_before=True)
+            return read(built.take(is_channels_last=is_channels_last), was_read_before=True)
         except TASK_FAILURES:
             built.forget()
     try:
-        task = built.take(is_channels_last=target.channels_last)
-        return read_step(task, batch, config, target, is_rewritten=is_rewritten)
+        return read(built.take(is_channels_last=is_channels_last))
     except TASK_FAILURES:
         built.forget()  # it may have failed halfway through changing something of its own
         raise
