@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 
 from rigfit.errors import DoesNotFitError, RigfitError, UsageError
@@ -147,25 +147,36 @@ def accepted_sizes(config: WorkloadConfig, rig: Rig) -> list[int]:
 
 
 def note_coarse_batch(
-    layout: BatchLayout, *, profile: Costs, memory_limit: int, refusal: Refusal, kind: DeviceKind = "cuda"
+    layout: BatchLayout,
+    *,
+    profile: Costs,
+    memory_limit: int,
+    refusal: Refusal,
+    read_again: Callable[[int], Costs | None],
+    kind: DeviceKind = "cuda",
 ) -> str | None:
     """Return a note when a nearby effective batch would allow much larger micro-batches, or None.
 
     A share such as 37 is prime: if 37 samples do not fit, only single samples are left. The note appears when memory
     holds at least twice the largest micro-batch that divides the share, and an effective batch within a quarter of the
     one asked for does at least twice as well (and, where speeds are known, is more than 3 % faster).
+
+    `read_again` returns the costs at one micro-batch itself: what is suggested must fit there too.
     """
     bounds = Bounds(kind=kind, profile=profile, memory_limit=memory_limit, refusal=refusal)
     effective, world_size = layout.effective_batch_size, layout.world_size
     largest = _largest_usable(effective, world_size, bounds)
     share = effective // world_size
-    if 2 * largest > share or profile.upper_bytes(max(1, 2 * largest)) > memory_limit:
+    # What memory holds beside the gradients of other passes: the whole share does not fit, so there are several.
+    among_others = profile.for_share(2 * share)
+    if 2 * largest > share or among_others.upper_bytes(max(1, 2 * largest)) > memory_limit:
         return None
-    room = _largest_that_fits(share, profile, memory_limit)
+    room = _largest_that_fits(share, among_others, memory_limit)
+    now = profile.for_share(share).samples_per_second(largest)
 
     def does_better(other: int) -> bool:
         found = _largest_usable(other, world_size, bounds)
-        speed, now = profile.samples_per_second(found), profile.samples_per_second(largest)
+        speed = profile.for_share(other // world_size).samples_per_second(found) if found else 0.0
         return found >= 2 * largest and speed >= now * (1 + SPEED_TOLERANCE if now else 1)
 
     near = [n for n in _neighbours(effective, world_size, does_better) if 4 * abs(n - effective) <= effective]
@@ -173,6 +184,9 @@ def note_coarse_batch(
         return None
     best = min(near, key=lambda n: (abs(n - effective), n))
     found = _largest_usable(best, world_size, bounds)
+    exact = read_again(found)
+    if exact is not None and exact.for_share(best // world_size).upper_bytes(found) > memory_limit:
+        return None
     return (
         f"{share} samples per {rank_word(kind)} and step divide into micro-batches of at most {largest} here, "
         f"though memory holds {min(share, room)} ({profile.source}). "
@@ -194,6 +208,8 @@ def savings_of(config: WorkloadConfig, world_size: int, kind: DeviceKind) -> tup
 
 def _candidates(effective_batch_size: int, world_size: int, bounds: Bounds) -> tuple[Candidate, ...]:
     share = effective_batch_size // world_size
+    if bounds.profile is not None:
+        bounds = replace(bounds, profile=bounds.profile.for_share(share))
     return tuple(_weigh(size, share // size, world_size, bounds) for size in _divisors(share))
 
 

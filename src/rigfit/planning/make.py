@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -145,10 +146,14 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
     is_equal = len(set(choice.layout.micro_batch_sizes)) == 1
     # Not `choice.costs`, which may hold at the chosen micro-batch alone.
     lines = prices.costs(choice.variant) if prices is not None else None
-    if lines is not None and config.micro_batch_size is None and is_equal:
-        limit = limit_of(config, rig)
+    if prices is not None and lines is not None and config.micro_batch_size is None and is_equal:
         note = note_coarse_batch(
-            choice.layout, profile=lines, memory_limit=limit, refusal=config.refusal, kind=rig.kind
+            choice.layout,
+            profile=lines,
+            memory_limit=limit_of(config, rig),
+            refusal=config.refusal,
+            read_again=partial(prices.costs, choice.variant),
+            kind=rig.kind,
         )
         said += [note] if note else []
     cost = _predict(choice.layout, choice.costs)

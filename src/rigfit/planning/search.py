@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 
 from rigfit.errors import DoesNotFitError
@@ -255,6 +256,11 @@ class _Corrected:
         self._costs = choice.costs
         self._ratio = max(1.0, exact.upper_bytes(size) / max(1, choice.costs.upper_bytes(size)))
         self.source, self.smallest_measured = choice.costs.source, choice.costs.smallest_measured
+
+    def for_share(self, share: int) -> _Corrected:
+        other = copy(self)
+        other._costs = self._costs.for_share(share)
+        return other
 
     def peak_bytes(self, micro_batch_size: int) -> int:
         return round(self._costs.peak_bytes(micro_batch_size) * self._ratio)
