@@ -183,6 +183,7 @@ class Blocks(nn.Module):
 def build_body(config: Config) -> nn.Module:
     bodies = {
         "linear": lambda: nn.Linear(NUM_INPUTS, NUM_OUTPUTS, bias=False),
+        "wide": lambda: nn.Sequential(nn.Linear(NUM_INPUTS, 256), nn.Linear(256, 256)),
         "dropout": lambda: nn.Sequential(nn.Linear(NUM_INPUTS, NUM_OUTPUTS, bias=False), nn.Dropout(config.dropout)),
         "conv": lambda: Conv(config),
         "attention": lambda: Attention(config, is_masked=False),

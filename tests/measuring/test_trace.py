@@ -317,19 +317,20 @@ def live_peak_of_a_real_step(recipe_name: str, wanted: Target, size: int, **conf
 
 
 @pytest.mark.parametrize(
-    ("recipe_name", "config", "recomputed"),
+    ("recipe_name", "config", "recomputed", "size"),
     [
-        (SMALL, {"body": "blocks"}, "none"),
-        ("autoencoder", AUTOENCODER, "none"),
-        ("autoencoder", AUTOENCODER, "all"),
+        (SMALL, {"body": "blocks"}, "none", BATCH),
+        (SMALL, {"body": "wide"}, "none", 4096),
+        ("autoencoder", AUTOENCODER, "none", BATCH),
+        ("autoencoder", AUTOENCODER, "all", BATCH),
     ],
 )
-def test_on_the_cpu_the_peak_is_that_of_a_real_step(recipe_name, config, recomputed):
+def test_on_the_cpu_the_peak_is_that_of_a_real_step(recipe_name, config, recomputed, size):
     wanted = target(kind="cpu", recomputed=recomputed)
     recipe = load_recipe(recipe_name)
     with Tracer(recipe, recipe.config(**config), None) as tracer:
-        predicted = tracer.read(wanted, BATCH).peak_live_bytes(BATCH)
-    assert predicted == pytest.approx(live_peak_of_a_real_step(recipe_name, wanted, BATCH, **config), rel=0.02)
+        predicted = tracer.read(wanted, size).peak_live_bytes(size)
+    assert predicted == pytest.approx(live_peak_of_a_real_step(recipe_name, wanted, size, **config), rel=0.02)
 
 
 def children() -> Iterator[int]:
