@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from rigfit.task import Batch, Task
 from rigfit.workload import Splits, WorkloadConfig
@@ -165,6 +169,43 @@ class Sparse(nn.Module):
         return self.table(torch.zeros_like(x, dtype=torch.long)).mean(1)
 
 
+class SparseProduct(nn.Module):
+    """Multiplies by a sparse matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_INPUTS, NUM_OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sparse.mm(torch.eye(len(x), device=x.device).to_sparse(), self.layer(x))
+
+
+class Misbehaving(nn.Module):
+    """Does what no layer should, to the process it runs in or beside it."""
+
+    def __init__(self, deed: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_INPUTS, NUM_OUTPUTS)
+        self.deed = deed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.deed == "asks":
+            input("how many layers? ")
+        elif self.deed == "listens":
+            assert sys.stdin.readline() == ""
+            assert subprocess.run(["cat"], capture_output=True, check=True).stdout == b""
+        elif self.deed == "interrupts":
+            raise KeyboardInterrupt
+        elif self.deed == "vanishes":
+            os._exit(7)
+        elif self.deed == "is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.deed == "loads":
+            for _ in DataLoader([0, 1], num_workers=2):
+                pass
+        return self.layer(x)
+
+
 class Blocks(nn.Module):
     """Two blocks, each wide inside and narrow at its end."""
 
@@ -195,12 +236,15 @@ def build_body(config: Config) -> nn.Module:
         "told": Told,
         "branching": Branching,
         "sparse": Sparse,
+        "sparse product": SparseProduct,
         "blocks": lambda: Blocks(config),
         "fragile": Fragile,
         "remembering": lambda: Remembering(None),
         "hiding": lambda: Remembering({}),
         "exit": lambda: sys.exit(3),
     }
+    if config.body in ("asks", "listens", "interrupts", "vanishes", "is killed", "loads"):
+        return Misbehaving(config.body)
     return bodies[config.body]()
 
 

@@ -18,6 +18,7 @@ from rigfit.planning.trace import Kind, Phase, Trace
 from rigfit.recipes import load_recipe
 
 SMALL = str(Path(__file__).with_name("small_task.py"))
+VMSTAT = Path("/proc/vmstat")
 AUTOENCODER = {"img_size": 32, "patch_size": 8, "num_layers": 2, "decoder_layers": 1, "embed_dim": 64, "num_heads": 2}
 INPUTS, OUTPUTS, BATCH = 16, 8, 4
 WEIGHT = 4 * INPUTS * OUTPUTS  # bytes of the Linear's matrix in float32
@@ -251,7 +252,8 @@ def test_an_operator_that_cannot_be_read_is_named_with_its_line_and_a_way_out():
     ("body", "cause", "remedy"),
     [
         ("branching", "it calls cond, which runs functions of its own inside one operator", "torch.where for cond"),
-        ("sparse", "it makes sparse gradients, whose size depends on values", "sparse=False"),
+        ("sparse", "it makes or uses sparse tensors, whose size depends on values", "sparse=False"),
+        ("sparse product", "it makes or uses sparse tensors, whose size depends on values (small_task.py", "index_add"),
     ],
 )
 def test_what_no_reading_can_follow_is_named_with_a_way_out(body, cause, remedy):
@@ -259,6 +261,37 @@ def test_what_no_reading_can_follow_is_named_with_a_way_out(body, cause, remedy)
         read(target(), body=body)
     assert cause in caught.value.cause
     assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "cause"),
+    [
+        ("asks", TrainingError, "in the forward pass: EOFError"),  # standard input is empty, not a person's terminal
+        ("interrupts", TrainingError, "in the forward pass: KeyboardInterrupt"),
+        ("vanishes", TrainingError, "exit code 7, without a word, as os._exit ends a process"),
+        ("loads", UsageError, "The step starts a DataLoader with num_workers=2"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_what_a_step_may_not_do_is_told_and_nothing_waits_for_it(kind, body, error, cause):
+    recipe = load_recipe(SMALL)
+    with Tracer(recipe, recipe.config(body=body), None) as tracer, pytest.raises(error) as caught:
+        tracer.read_line(target(kind=kind), (2, 4))
+    assert cause in caught.value.cause
+    assert "micro_batch_size=" in caught.value.remedy
+
+
+def test_a_task_that_reads_standard_input_leaves_the_questions_alone():
+    recipe = load_recipe(SMALL)
+    with Tracer(recipe, recipe.config(body="listens"), None) as tracer:
+        assert tracer.read_line(target(), (2, 4)) is not None
+        assert tracer.read(target("bf16"), 4).calls
+
+
+@pytest.mark.skipif("oom_kill " not in (VMSTAT.read_text() if VMSTAT.is_file() else ""), reason="needs Linux's count")
+def test_a_killed_process_is_blamed_on_memory_only_where_linux_killed_for_it():
+    with pytest.raises(TrainingError, match="by SIGKILL, though not by Linux for lack of memory"):
+        read(target(), body="is killed")
 
 
 def test_two_micro_batches_read_at_once_are_as_each_read_alone():

@@ -6,6 +6,7 @@ It runs the step that training runs (same loader, same passes, same optimizer), 
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import sys
 import time
@@ -43,6 +44,7 @@ _BUCKET_BYTES_PER_TRAINABLE = 4  # gradients kept back by `no_sync` are not yet 
 
 def main(asked: str, answered: str) -> int:
     """Answer the question in the file `asked` into the file `answered`; return the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the one that asks as well, who then ends this process
     question = Question(**json.loads(Path(asked).read_text(encoding="utf-8")))
     try:
         answer = run_steps(question)
@@ -99,7 +101,11 @@ def run_steps(question: Question) -> dict[str, Any]:
         if len(seconds) > 1 and sum(seconds) * _PASSES_PER_STEP > _ENOUGH_SECONDS:
             break
     peak = _peak_bytes(device) + _bucket_bytes(task, question.world_size)
-    return {"kind": "cost", "peak_bytes": peak, "seconds": statistics.median(seconds[1:])}
+    return {
+        "kind": "cost",
+        "peak_bytes": peak,
+        "seconds": statistics.median(seconds[1:]),
+    }
 
 
 def _num_trainable(task: Task) -> int:

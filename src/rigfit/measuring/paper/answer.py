@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch._subclasses.fake_tensor import (
@@ -52,9 +52,10 @@ _UNREADABLE = (
         "pinned micro_batch_size=8, of which nothing is predicted.",
     ),
     (
-        "SparseTensorImpl",
-        "it makes sparse gradients, whose size depends on values",
-        "Use sparse=False in embeddings: AdamW takes no sparse gradients.",
+        "Sparse(Csr)?TensorImpl",
+        "it makes or uses sparse tensors, whose size depends on values",
+        "Use sparse=False in embeddings, for AdamW takes no sparse gradients, and dense operators elsewhere (index_add "
+        "for torch.sparse.mm); or train with a pinned micro_batch_size=8, of which nothing is predicted.",
     ),
 )
 
@@ -65,10 +66,8 @@ def main(subject_file: str) -> int:
     """Answer every question of standard input; return the exit code."""
     subject: dict[str, Any] = json.loads(Path(subject_file).read_text(encoding="utf-8"))
     _end_with_the_asker()
-    # A person's task, and what it starts, may write to standard output: the answers have a channel for themselves.
-    speak = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the one that asks as well, who then ends this process
+    listen, speak = _take_channels()
     torch.set_num_threads(1)
     if subject["method"] == "pretend cuda":
         try:
@@ -80,7 +79,7 @@ def main(subject_file: str) -> int:
     folder = Path(subject["folder"]) if subject["folder"] else None
     print(json.dumps({"kind": "ready"}), file=speak, flush=True)
     built = BuiltTask(lambda: build_task(recipe, config))
-    for line in sys.stdin:
+    for line in listen:
         question = json.loads(line)
         jobs = [
             partial(_answer, part, recipe, config, folder, built, is_rewritten=subject["method"] == "rewrite")
@@ -89,6 +88,20 @@ def main(subject_file: str) -> int:
         for answer in _do(jobs, built, is_channels_last=question["parts"][0]["channels_last"]):
             print(json.dumps(answer), file=speak, flush=True)
     return 0
+
+
+def _take_channels() -> tuple[TextIO, TextIO]:
+    """Return where questions come from and where answers go, which neither the task nor what it starts can reach.
+
+    A person's task may read standard input, which is empty then, and write to standard output.
+    """
+    listen, speak = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return listen, speak
 
 
 def _do(jobs: Sequence[_Job], built: BuiltTask, *, is_channels_last: bool) -> Iterator[dict[str, Any]]:
@@ -153,7 +166,8 @@ def _answer(
             return {"kind": "shapeless", "operator": shapeless[1], "text": place_of(error)}
         for pattern, reason, remedy in _UNREADABLE:
             if found := re.search(pattern, str(error)):
-                return {"kind": "UsageError", "cause": f"{_NOT_READ} {found.expand(reason)}.", "remedy": remedy}
+                cause = f"{_NOT_READ} {found.expand(reason)}{place_of(error)}."
+                return {"kind": "UsageError", "cause": cause, "remedy": remedy}
         traceback.print_exc()
         return {"kind": "failure", "phase": phase_of(error), "text": describe_failure(error)}
     return {"kind": "trace"}

@@ -21,9 +21,9 @@ def matrix_copies(name: str, args: tuple[Any, ...], kind: str) -> int:
     """Return the bytes that `mm`, `addmm`, `bmm` and `baddbmm` copy; 0 for every other operator.
 
     On CUDA these are the rules of `prepare_matrix_for_cublas` and `prepare_batch_matrix_for_cublas` in pytorch
-    aten/src/ATen/native/cuda (cuBlasCommonArgs.h, Blas.cpp), on the CPU those of `addmm_impl_cpu_` and `bmm_out_or_baddbmm_` in
-    aten/src/ATen/native/LinearAlgebra.cpp, which hold one matrix of a stack at a time; oneDNN, which takes those in
-    half precision, holds the whole stack.
+    aten/src/ATen/native/cuda (cuBlasCommonArgs.h, Blas.cpp). On the CPU they are those of `addmm_impl_cpu_` and
+    `bmm_out_or_baddbmm_` in aten/src/ATen/native/LinearAlgebra.cpp, which hold one matrix of a stack at a time; oneDNN,
+    which takes those in half precision, holds the whole stack.
 
     Args:
         name: Of the operator.

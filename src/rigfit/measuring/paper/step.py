@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rigfit.measuring.paper.adamw8bit import PaperAdamW8bit
 from rigfit.measuring.paper.build import Unwritten, without_storage
 from rigfit.measuring.paper.kernels import cuda_attention
+from rigfit.measuring.paper.loader_processes import no_loader_processes
 from rigfit.measuring.paper.recorder import PaperMode, Recorder
 from rigfit.measuring.paper.rewritten import cuda_on_cpu
 from rigfit.planning.trace import Kind, Phase, Trace
@@ -115,6 +116,7 @@ def on_paper(
     recorder.watch(model)
     with ExitStack() as stack:
         stack.enter_context(mode)
+        stack.enter_context(no_loader_processes())
         if is_cuda:
             stack.enter_context(
                 cuda_attention(capability, device) if device.type == "cuda" else cuda_on_cpu(capability)
