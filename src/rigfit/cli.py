@@ -6,6 +6,7 @@ import difflib
 import errno
 import json
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from rigfit import __version__
 from rigfit.command_words import check_target, read_plan, read_words
 from rigfit.errors import DoesNotFitError, RigfitError, UsageError
 from rigfit.printing import only_json_on_stdout, print_calibration, print_table, require_writable, write_file
+from rigfit.stopping import Stopped
 
 if TYPE_CHECKING:
     from rigfit.planning.plan import Plan
@@ -58,6 +60,10 @@ def run(words: Sequence[str]) -> int:
         return code
     except RigfitError as error:
         return _tell(error)
+    except Stopped as stopped:
+        name = signal.Signals(stopped.signal_number).name
+        _tell(RigfitError(f"Stopped by {name}.", "Nothing was written; give the command again."))
+        return 128 + stopped.signal_number
     except (KeyboardInterrupt, typer.Abort):
         is_training = bool(words) and words[0] in ("train", "resume")
         way_on = "`rigfit resume RUN` goes on from the last checkpoint, if one was written."
@@ -70,10 +76,22 @@ def run(words: Sequence[str]) -> int:
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
+        if error.filename is None and not _can_write_on():
+            return _tell(UsageError(f"Standard output takes no more: {error.strerror}.", "Send it somewhere else."))
         cause = f"{error.filename or 'A file'} cannot be written: {error.strerror}."
         return _tell(UsageError(cause, "Choose a folder that you may write to, with out=DIR, and look for free space."))
     except _CLICK_ERROR as error:
         return _tell(_from_click(error))
+
+
+def _can_write_on() -> bool:
+    """Return whether standard output takes what is left for it; where not, all that comes goes nowhere."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")  # flushing tells nothing: what could not be written is gone
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _tell(error: RigfitError) -> int:

@@ -29,6 +29,7 @@ from rigfit.recipes import check_weights, load_module, load_recipe, open_splits
 from rigfit.runs.lock import only_writer
 from rigfit.runs.run import Run
 from rigfit.runs.step_bar import step_bar
+from rigfit.stopping import stops_cleanly
 from rigfit.training.bitsandbytes import is_installed, require_installed
 from rigfit.workload import RUN_WIDE_KEYS, Recipe, Workload, WorkloadConfig
 
@@ -38,8 +39,8 @@ _KEYS_BESIDE_A_PLAN = frozenset({"data", "out", "name"})
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """Give a folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="rigfit-") as folder:
+    """Give a folder that is gone afterwards, also where SIGTERM or SIGHUP ends what is done with it."""
+    with stops_cleanly(), tempfile.TemporaryDirectory(prefix="rigfit-") as folder:
         yield Path(folder)
 
 
@@ -225,7 +226,7 @@ def _planned(target: str | Plan, rig: Rig | None, overrides: dict[str, Any]) -> 
 
 def _moved(planned: Plan, rig: Rig, configs: Sequence[WorkloadConfig], recipe: Recipe, folder: Path | None) -> Plan:
     """Return the plan on another rig, from what its steps cost there; where that cannot be known, as it was."""
-    with contextlib.ExitStack() as stack:
+    with stops_cleanly(), contextlib.ExitStack() as stack:
         prices: list[Prices | None] = []
         for config in configs:
             tracer = stack.enter_context(Tracer(recipe, config, folder, tell=_say))
