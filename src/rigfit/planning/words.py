@@ -21,3 +21,8 @@ def describe_layout(layout: BatchLayout, kind: DeviceKind) -> str:
         return f"{layout.effective_batch_size} = ({' + '.join(map(str, sizes))}) samples x {steps}"
     ranks = f"{layout.world_size} {rank_word(kind, layout.world_size)}"
     return f"{layout.effective_batch_size} = {count(sizes[0], 'sample')} x {steps} x {ranks}"
+
+
+def on_one_line(value: object) -> str:
+    """Return a value as text in which tabs, new lines and what else no column can hold are spelled out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value))
