@@ -21,7 +21,7 @@ from rigfit.measuring.prices import paper_prices
 from rigfit.measuring.probe import probe
 from rigfit.measuring.trace import Tracer
 from rigfit.planning.costs import Prices
-from rigfit.planning.make import make_plan, move_to, with_data, with_loading
+from rigfit.planning.make import make_plan, move_to, require_possible, with_data, with_loading
 from rigfit.planning.plan import Plan, require_whole
 from rigfit.planning.precision import choose_precision
 from rigfit.planning.show.explain import explain
@@ -78,6 +78,8 @@ def plan_of(
         tracers: Of the same stages, kept from one plan to the next; made here when absent.
         is_told: Whether to tell a person what takes seconds.
     """
+    for config in workload.stage_configs:
+        require_possible(config, rig)
     sizes: list[tuple[int, int]] | None = None
     facts: list[str] = []
     loading: list[float | None] = [None] * len(workload.stage_configs)

@@ -31,6 +31,7 @@ class Config(WorkloadConfig):
     dropout: float = 0.0
     num_tokens: int = 32
     example: str = ""
+    freezes_norm: bool = False
 
 
 class Conv(nn.Module):
@@ -39,6 +40,12 @@ class Conv(nn.Module):
         self.layers = nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(config.dropout)
         )
+        self.freezes_norm = config.freezes_norm
+
+    def train(self, mode: bool = True) -> Conv:
+        super().train(mode)
+        self.layers[1].train(mode and not self.freezes_norm)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x).mean((2, 3))

@@ -153,7 +153,7 @@ def test_a_pinned_micro_batch_that_does_not_divide_names_the_nearest_that_do():
     with pytest.raises(UsageError) as caught:
         derive_layout(32, 2, micro_batch_size=6, profile=None, memory_limit=100, refusal=accept)
     assert caught.value.cause == "A micro-batch of 6 does not divide the 16 samples that each of 2 GPUs takes per step."
-    assert caught.value.remedy == "Use micro_batch_size=4 or 8."
+    assert caught.value.remedy == "Use micro_batch_size=4 or 8, or leave it out."
 
 
 def test_a_pinned_micro_batch_that_does_not_fit_is_refused_with_its_size():
@@ -163,13 +163,13 @@ def test_a_pinned_micro_batch_that_does_not_fit_is_refused_with_its_size():
     assert caught.value.cause == (
         "A micro-batch of 16 needs 18.0 GiB per GPU, where 12.0 GiB can be used (measured here)."
     )
-    assert caught.value.remedy == "Use micro_batch_size=8."
+    assert caught.value.remedy == "Use micro_batch_size=8, or leave it out."
 
 
 def test_a_pinned_micro_batch_that_the_workload_refuses_gives_its_reason():
     with pytest.raises(UsageError, match="batch norm needs at least 2 samples") as caught:
         derive_layout(8, 1, micro_batch_size=1, profile=None, memory_limit=1, refusal=refuse_one)
-    assert caught.value.remedy == "Use micro_batch_size=2."
+    assert caught.value.remedy == "Use micro_batch_size=2, or leave it out."
 
 
 def test_a_workload_that_refuses_every_micro_batch_is_given_another_effective_batch():
@@ -304,6 +304,13 @@ def test_a_suggested_batch_that_does_not_fit_when_it_is_read_again_is_not_told()
     larger = profile_of(per_sample=2)
     arguments = {"profile": profile, "memory_limit": 30, "refusal": accept}
     assert note_coarse_batch(layout, **arguments, read_again=lambda size: larger) is None
+
+
+def test_where_samples_mix_the_largest_of_equally_fast_micro_batches_is_chosen():
+    profile = profile_of(per_sample=1, seconds=0.1)  # every micro-batch is as fast
+    common = {"micro_batch_size": None, "profile": profile, "memory_limit": 30, "refusal": accept}
+    assert derive_layout(64, 1, **common)[0].largest_micro_batch == 1
+    assert derive_layout(64, 1, **common, prefers_large=True)[0].largest_micro_batch == 16
 
 
 def test_a_prime_share_is_noted_with_an_effective_batch_that_divides_better():

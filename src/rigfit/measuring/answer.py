@@ -26,6 +26,7 @@ from rigfit.planning.variant import Recomputed
 from rigfit.recipes import build_task
 from rigfit.task import Task
 from rigfit.training import precision
+from rigfit.training.blocks import has_batch_norm
 from rigfit.training.distributed import World
 from rigfit.training.loader import MicroBatch
 from rigfit.training.optimizer import WeightAverage, build_optimizer, set_rate
@@ -105,6 +106,7 @@ def run_steps(question: Question) -> dict[str, Any]:
         "kind": "cost",
         "peak_bytes": peak,
         "seconds": statistics.median(seconds[1:]),
+        "has_batch_norm": has_batch_norm(task),
     }
 
 

@@ -28,6 +28,11 @@ class Costs(Protocol):
         """Micro-batch below which nobody looked."""
         ...
 
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether layers of the model take statistics of a micro-batch."""
+        ...
+
     def for_share(self, share: int) -> Costs:
         """Return the costs where a rank takes `share` samples of a step.
 
@@ -117,6 +122,10 @@ class PaperCosts:
     _whole: dict[bool, Trace] = field(init=False, default_factory=dict)
     _peaks: dict[tuple[int, bool], int] = field(init=False, default_factory=dict)
     _speeds: dict[tuple[int, int], float] = field(init=False, default_factory=dict)
+
+    @property
+    def has_batch_norm(self) -> bool:
+        return self.trace.has_batch_norm
 
     def for_share(self, share: int) -> PaperCosts:
         if share == self.share:

@@ -58,11 +58,12 @@ def derive_layout(
     kind: DeviceKind = "cuda",
     savings: tuple[str, ...] = (),
     variant: Variant | None = None,
+    prefers_large: bool = False,
 ) -> tuple[BatchLayout, Source]:
     """Return the layout whose product is exactly `effective_batch_size`, and where its micro-batch comes from.
 
     Of the micro-batches that fit, the fastest; within 3 % of the fastest the smallest that is not below the smallest
-    measured one (it needs the least memory); without measured speeds the largest.
+    measured one (it needs the least memory), or with `prefers_large` the largest; without measured speeds the largest.
 
     Args:
         effective_batch_size: Samples behind one optimizer step.
@@ -74,6 +75,7 @@ def derive_layout(
         kind: Decides whether messages say GPUs or CPU ranks.
         savings: Settings that lower the peak, named when nothing fits.
         variant: What `profile` holds for.
+        prefers_large: The samples of a micro-batch share something (statistics, negatives), the more the better.
 
     Raises:
         UsageError: The ranks cannot share the effective batch, the pinned micro-batch does not divide a share, the
@@ -98,7 +100,7 @@ def derive_layout(
         raise _nothing_usable(candidates, effective_batch_size, world_size, bounds)
     if profile is None:
         raise _unknown_cost(usable, kind)
-    return _layout(_fastest(usable, profile), world_size), profile.source
+    return _layout(_fastest(usable, profile, prefers_large=prefers_large), world_size), profile.source
 
 
 def list_candidates(
@@ -238,11 +240,13 @@ def _weigh(size: int, accumulation_steps: int, world_size: int, bounds: Bounds) 
     )
 
 
-def _fastest(usable: list[Candidate], profile: Costs) -> Candidate:
+def _fastest(usable: list[Candidate], profile: Costs, *, prefers_large: bool) -> Candidate:
     best = max(candidate.predicted_samples_per_second or 0.0 for candidate in usable)
     if best == 0.0:
         return usable[-1]
     near = [c for c in usable if (c.predicted_samples_per_second or 0.0) >= best * (1 - SPEED_TOLERANCE)]
+    if prefers_large:
+        return near[-1]
     # Below the smallest measured size the lines are extrapolated towards zero, where nobody looked.
     measured = [c for c in near if c.micro_batch_size >= profile.smallest_measured]
     return measured[0] if measured else near[-1]
@@ -266,7 +270,7 @@ def _pinned(
         raise _nothing_usable(candidates, effective_batch_size, world_size, bounds)
     below = [n for n in usable if n < size][-1:]
     above = [n for n in usable if n > size][:1]
-    remedy = f"Use micro_batch_size={' or '.join(str(n) for n in below + above)}."
+    remedy = f"Use micro_batch_size={' or '.join(str(n) for n in below + above)}, or leave it out."
     if chosen is None:
         share = effective_batch_size // world_size
         raise UsageError(

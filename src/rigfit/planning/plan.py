@@ -70,6 +70,7 @@ class Profile:
         fixed_seconds, seconds_per_sample: Time of one forward+backward per rank; both 0 when nobody measured it.
         smallest_measured, largest_measured: Micro-batch sizes the lines were drawn through.
         source: How the numbers were obtained.
+        has_batch_norm: Whether layers of the model take statistics of a micro-batch.
     """
 
     fixed_bytes: int
@@ -79,6 +80,7 @@ class Profile:
     smallest_measured: int
     largest_measured: int
     source: Source
+    has_batch_norm: bool = False
 
     def peak_bytes(self, micro_batch_size: int) -> int:
         return self.fixed_bytes + self.bytes_per_sample * micro_batch_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, overload
 
 import torch
@@ -21,7 +21,7 @@ from rigfit.planning.trace import Kind, Phase, Trace
 from rigfit.planning.variant import Recomputed
 from rigfit.task import Batch, Task
 from rigfit.training import precision
-from rigfit.training.blocks import blocks_of
+from rigfit.training.blocks import blocks_of, has_batch_norm
 from rigfit.training.distributed import World
 from rigfit.training.loader import MicroBatch
 from rigfit.training.optimizer import WeightAverage, build_optimizer, decay_groups, set_rate
@@ -84,13 +84,14 @@ def read_step(
         kind = _Arriving if is_cuda and is_rewritten else _Lasting
         source: _Source = kind(batch, micro_batch_size, recorder)
         _take_steps(task, source, config, target, recorder, num_items=num_items, device=device)
-    return recorder.trace(
+    trace = recorder.trace(
         capability=target.capability,
         micro_batch_size=micro_batch_size,
         blocks=_names_of(task, blocks_of(task)),
         method=f"read on paper for {target.device_kind}, {target.precision}",
         seconds=time.perf_counter() - started,
     )
+    return replace(trace, has_batch_norm=has_batch_norm(task))
 
 
 @contextmanager
