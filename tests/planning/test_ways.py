@@ -75,11 +75,13 @@ def test_a_pinned_micro_batch_that_does_not_fit_is_told_a_smaller_one_and_ways_t
         with pytest.raises(NothingFitsError, match="the micro-batch given by you, 32 samples, needs") as caught:
             asked.on("gtx-1650")
         first, *others = caught.value.remedy.removeprefix("Ways out: ").removesuffix(".").split("; or ")
-        smaller = int(first.removeprefix("micro_batch_size="))
+        found = re.fullmatch(r"micro_batch_size=(\d+), [\d.]+ [GM]iB per GPU", first)
+        assert found is not None, first
+        smaller = int(found[1])
         assert asked.on("gtx-1650", micro_batch_size=smaller).layout.largest_micro_batch == smaller < 32
         with pytest.raises(NothingFitsError):
             asked.on("gtx-1650", micro_batch_size=2 * smaller)
-        rigs = [found[1] for found in (re.search(r'--rig "(\d+x [\w-]+)"', way) for way in others) if found]
+        rigs = re.findall(r'--rig "(\d+x [\w-]+)"', "; ".join(others))
         assert rigs
         assert asked.on(rigs[0]).layout.largest_micro_batch == 32
 

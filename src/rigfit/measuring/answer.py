@@ -45,7 +45,8 @@ _BUCKET_BYTES_PER_TRAINABLE = 4  # gradients kept back by `no_sync` are not yet 
 
 def main(asked: str, answered: str) -> int:
     """Answer the question in the file `asked` into the file `answered`; return the exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the one that asks as well, who then ends this process
+    # Ctrl-C reaches the one that asks as well, who then ends this process.
+    signal.signal(signal.SIGINT, lambda _number, _frame: None)
     question = Question(**json.loads(Path(asked).read_text(encoding="utf-8")))
     try:
         answer = run_steps(question)

@@ -131,7 +131,8 @@ class _Search:
         needed, number, size = min(needs)
         if needed <= self.limit:  # it would fit, but for another batch: that was said
             return refusals[-1]
-        smaller = [one for one in dividing if one < size and any(c.upper_bytes(one) <= self.limit for c in known)]
+        below = [(one, min(costs.upper_bytes(one) for costs in known)) for one in dividing if one < size]
+        smaller = [(one, needed) for one, needed in below if needed <= self.limit]
         return explain_failure(
             self.config,
             self.rig,

@@ -62,7 +62,7 @@ def explain_failure(
     limit: int,
     *,
     recomputed: PaperCosts | None = None,
-    smaller_pin: int | None = None,
+    smaller_pin: tuple[int, int] | None = None,
 ) -> DoesNotFitError:
     """Return the error of a stage whose smallest or pinned micro-batch does not fit in its least demanding variant.
 
@@ -73,7 +73,7 @@ def explain_failure(
         size: The smallest micro-batch, or the one that a person pinned; every way is for a pinned one as it is.
         limit: Bytes a rank can use.
         recomputed: Costs with all blocks recomputed, where a person forbade that.
-        smaller_pin: The largest micro-batch below a pinned one that fits.
+        smaller_pin: The largest micro-batch below a pinned one that fits, and the bytes it needs.
     """
     needed, word = costs.upper_bytes(size), rank_word(rig.kind)
     variant = costs.variant.describe()
@@ -88,8 +88,9 @@ def explain_failure(
         enough = -(-needed * 10 // GIB) / 10
         return DoesNotFitError(cause, f"The limit is yours: memory_limit_gib={enough} would do, or leave it out.")
     ways = _ways(config, rig, costs, size, limit, recomputed)
-    changed_pin = () if smaller_pin is None else (f"micro_batch_size={smaller_pin}",)
-    told = "; or ".join(islice(chain(changed_pin, ways), MOST_WAYS))
+    if smaller_pin is not None:
+        ways = chain([f"micro_batch_size={smaller_pin[0]}, {format_bytes(smaller_pin[1])} per {word}"], ways)
+    told = "; or ".join(islice(ways, MOST_WAYS))
     return DoesNotFitError(cause, f"Ways out: {told}." if told else "Use a smaller model.")
 
 

@@ -66,7 +66,8 @@ def main(subject_file: str) -> int:
     """Answer every question of standard input; return the exit code."""
     subject: dict[str, Any] = json.loads(Path(subject_file).read_text(encoding="utf-8"))
     _end_with_the_asker()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the one that asks as well, who then ends this process
+    # Ctrl-C reaches the one that asks as well, who then ends this process.
+    signal.signal(signal.SIGINT, lambda _number, _frame: None)
     listen, speak = _take_channels()
     torch.set_num_threads(1)
     if subject["method"] == "pretend cuda":
