@@ -1,8 +1,11 @@
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +19,7 @@ from rigfit.cli import app, run
 from rigfit.errors import UsageError
 from rigfit.hardware.detect import cpu_devices
 from rigfit.measuring.calibrate import Calibration, Finding
-from rigfit.printing import print_calibration
+from rigfit.printing import print_calibration, write_file
 from rigfit.recipes import RECIPES
 from rigfit.verb_commands import build_verb_app
 
@@ -236,6 +239,52 @@ def test_a_full_disk_behind_the_output_is_told_in_two_lines(words):
 def in_a_shell(words, redirection):
     line = shlex.join([sys.executable, "-m", "rigfit.cli", *words])
     return subprocess.run(["sh", "-c", f"{line} {redirection}"], capture_output=True, text=True, check=False)
+
+
+def test_a_device_or_a_link_is_written_to_and_not_replaced(tmp_path):
+    (tmp_path / "plan.json").write_text("old")
+    (tmp_path / "link.json").symlink_to(tmp_path / "plan.json")
+    write_file(tmp_path / "link.json", "new", "--out")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "plan.json").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    read = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE)
+    write_file(tmp_path / "pipe", "new", "--out")
+    assert read.communicate()[0] == b"new"
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_plan_that_is_stopped_leaves_neither_folders_nor_processes(number, tmp_path):
+    task = Path(__file__).parent / "measuring" / "stuck_task.py"
+    program = subprocess.Popen(
+        [sys.executable, "-m", "rigfit.cli", "plan", str(task), "--rig", "t4"],
+        env={**os.environ, "TMPDIR": str(tmp_path), "STARTED": str(tmp_path / "started")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "started").is_file():  # written in the forward pass, by the process that reads it
+        assert program.poll() is None
+        time.sleep(0.05)
+    reader = int((tmp_path / "started").read_text())
+    assert list(tmp_path.glob("rigfit-*"))
+    program.send_signal(number)
+    _, told = program.communicate(timeout=60)
+    assert program.returncode == 128 + number
+    assert f"error: Stopped by {number.name}.\n" in told
+    assert not list(tmp_path.glob("rigfit-*"))
+    deadline = time.monotonic() + 20
+    while _runs(reader):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 # Downstream verbs: what is tested is the translation from words to the call, so the call is recorded.

@@ -114,7 +114,11 @@ def read_recipe(values: dict[str, Any], *, is_recomputed: bool) -> Trace:
         channels_last=False,
     )
     return read_step(
-        build_unwritten(lambda: build_task(recipe, config)), one_batch(recipe, config, None, _SIZE), config, target
+        build_unwritten(lambda: build_task(recipe, config)),
+        one_batch(recipe, config, None, _SIZE),
+        config,
+        target,
+        micro_batch_size=_SIZE,
     )
 
 

@@ -92,7 +92,7 @@ def read_recipe(img_size: int, size: int, capability: tuple[int, int]) -> Trace:
     target = PaperTarget(
         device_kind="cuda", capability=capability, precision="fp32", recomputed="none", channels_last=False
     )
-    return read_task_step(task, example_batch(config, size), config, target)
+    return read_task_step(task, example_batch(config, size), config, target, micro_batch_size=size)
 
 
 # --- 1: the tile autoencoder as the guide's code makes it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import json
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from rigfit.printing import (
     stand_in_for_closed_streams,
     write_file,
 )
+from rigfit.stopping import Stopped
 
 if TYPE_CHECKING:
     from rigfit.planning.plan import Plan
@@ -70,6 +72,10 @@ def run(words: Sequence[str]) -> int:
         return code
     except RigfitError as error:
         return _tell(error)
+    except Stopped as stopped:
+        name = signal.Signals(stopped.signal_number).name
+        _tell(RigfitError(f"Stopped by {name}.", "Nothing was written; give the command again."))
+        return 128 + stopped.signal_number
     except (KeyboardInterrupt, typer.Abort):
         is_training = bool(words) and words[0] in ("train", "resume")
         way_on = "`rigfit resume RUN` goes on from the last checkpoint, if one was written."

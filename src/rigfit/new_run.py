@@ -21,7 +21,7 @@ from rigfit.measuring.prices import paper_prices
 from rigfit.measuring.probe import probe
 from rigfit.measuring.trace import Tracer
 from rigfit.planning.costs import Prices
-from rigfit.planning.make import make_plan, move_to, with_data, with_loading
+from rigfit.planning.make import make_plan, move_to, require_possible, with_data, with_loading
 from rigfit.planning.plan import Plan, require_whole
 from rigfit.planning.precision import choose_precision
 from rigfit.planning.show.explain import explain
@@ -31,6 +31,7 @@ from rigfit.runs.run import Run
 from rigfit.runs.status_line import StatusLine
 from rigfit.runs.step_bar import step_bar
 from rigfit.runs.terminal import page_width
+from rigfit.stopping import stops_cleanly
 from rigfit.training.bitsandbytes import is_installed, require_installed
 from rigfit.workload import RUN_WIDE_KEYS, Recipe, Workload, WorkloadConfig
 
@@ -40,8 +41,8 @@ _KEYS_BESIDE_A_PLAN = frozenset({"data", "out", "name"})
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """Give a folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="rigfit-") as folder:
+    """Give a folder that is gone afterwards, also where SIGTERM or SIGHUP ends what is done with it."""
+    with stops_cleanly(), tempfile.TemporaryDirectory(prefix="rigfit-") as folder:
         yield Path(folder)
 
 
@@ -101,6 +102,8 @@ def plan_of(
         tell: Is told what takes seconds now.
         tracers: Of the same stages, kept from one plan to the next; made here when absent.
     """
+    for config in workload.stage_configs:
+        require_possible(config, rig)
     sizes: list[tuple[int, int]] | None = None
     facts: list[str] = []
     loading: list[float | None] = [None] * len(workload.stage_configs)
@@ -252,7 +255,7 @@ def _planned(target: str | Plan, rig: Rig | None, overrides: dict[str, Any]) -> 
 
 def _moved(planned: Plan, rig: Rig, configs: Sequence[WorkloadConfig], recipe: Recipe, folder: Path | None) -> Plan:
     """Return the plan on another rig, from what its steps cost there; where that cannot be known, as it was."""
-    with StatusLine() as line, contextlib.ExitStack() as stack:
+    with stops_cleanly(), StatusLine() as line, contextlib.ExitStack() as stack:
         prices: list[Prices | None] = []
         for config in configs:
             tracer = stack.enter_context(Tracer(recipe, config, folder, tell=line.tell))

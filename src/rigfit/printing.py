@@ -96,13 +96,16 @@ def require_writable(path: Path, option: str) -> None:
 
 
 def write_file(path: Path, text: str, option: str) -> None:
-    """Write the whole text or nothing."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write the whole text or nothing; a device or a link, such as /dev/stdout, is written to and not replaced."""
+    is_device = path.is_symlink() or (path.exists() and not path.is_file())
+    written = path if is_device else path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        written.write_text(text, encoding="utf-8")
+        if not is_device:
+            written.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        if not is_device:
+            written.unlink(missing_ok=True)
         raise UsageError(
             f"{path} cannot be written: {error.strerror}.", f"Choose another file with {option}."
         ) from None

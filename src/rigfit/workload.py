@@ -27,6 +27,10 @@ class BatchCoupling(StrEnum):
     DROPOUT = "dropout: the random masks depend on how samples are grouped into micro-batches"
 
 
+MIXING = frozenset({BatchCoupling.BATCH_NORM, BatchCoupling.IN_BATCH_NEGATIVES})
+"""Couplings that a larger micro-batch serves better: of equally fast ones the largest is chosen."""
+
+
 class ReferenceRate(BaseModel):
     """A learning rate stated for one effective batch, and how it follows another one."""
 
@@ -136,7 +140,12 @@ class WorkloadConfig(BaseModel):
 
     @property
     def couplings(self) -> frozenset[BatchCoupling]:
-        """What another layout of the same effective batch changes; empty if nothing."""
+        """What another layout of the same effective batch changes; empty if nothing.
+
+        A config whose model mixes the samples of a forward pass overrides this. The plan prints a caution for each;
+        `DROPOUT` makes the masks a function of the samples' positions, and the others let the planner choose the
+        largest of equally fast micro-batches. Layers of batch norm are found without being declared.
+        """
         return frozenset()
 
     def refusal(self, micro_batch_size: int) -> str | None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from rigfit.task import Batch, Task
 from rigfit.workload import Splits, WorkloadConfig
@@ -25,6 +30,8 @@ class Config(WorkloadConfig):
     starts_thread: bool = False
     dropout: float = 0.0
     num_tokens: int = 32
+    example: str = ""
+    freezes_norm: bool = False
 
 
 class Conv(nn.Module):
@@ -33,6 +40,12 @@ class Conv(nn.Module):
         self.layers = nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(config.dropout)
         )
+        self.freezes_norm = config.freezes_norm
+
+    def train(self, mode: bool = True) -> Conv:
+        super().train(mode)
+        self.layers[1].train(mode and not self.freezes_norm)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x).mean((2, 3))
@@ -163,6 +176,43 @@ class Sparse(nn.Module):
         return self.table(torch.zeros_like(x, dtype=torch.long)).mean(1)
 
 
+class SparseProduct(nn.Module):
+    """Multiplies by a sparse matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_INPUTS, NUM_OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sparse.mm(torch.eye(len(x), device=x.device).to_sparse(), self.layer(x))
+
+
+class Misbehaving(nn.Module):
+    """Does what no layer should, to the process it runs in or beside it."""
+
+    def __init__(self, deed: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_INPUTS, NUM_OUTPUTS)
+        self.deed = deed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.deed == "asks":
+            input("how many layers? ")
+        elif self.deed == "listens":
+            assert sys.stdin.readline() == ""
+            assert subprocess.run(["cat"], capture_output=True, check=True).stdout == b""
+        elif self.deed == "interrupts":
+            raise KeyboardInterrupt
+        elif self.deed == "vanishes":
+            os._exit(7)
+        elif self.deed == "is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.deed == "loads":
+            for _ in DataLoader([0, 1], num_workers=2):
+                pass
+        return self.layer(x)
+
+
 class Blocks(nn.Module):
     """Two blocks, each wide inside and narrow at its end."""
 
@@ -181,6 +231,7 @@ class Blocks(nn.Module):
 def build_body(config: Config) -> nn.Module:
     bodies = {
         "linear": lambda: nn.Linear(NUM_INPUTS, NUM_OUTPUTS, bias=False),
+        "wide": lambda: nn.Sequential(nn.Linear(NUM_INPUTS, 256), nn.Linear(256, 256)),
         "dropout": lambda: nn.Sequential(nn.Linear(NUM_INPUTS, NUM_OUTPUTS, bias=False), nn.Dropout(config.dropout)),
         "conv": lambda: Conv(config),
         "attention": lambda: Attention(config, is_masked=False),
@@ -192,12 +243,15 @@ def build_body(config: Config) -> nn.Module:
         "told": Told,
         "branching": Branching,
         "sparse": Sparse,
+        "sparse product": SparseProduct,
         "blocks": lambda: Blocks(config),
         "fragile": Fragile,
         "remembering": lambda: Remembering(None),
         "hiding": lambda: Remembering({}),
         "exit": lambda: sys.exit(3),
     }
+    if config.body in ("asks", "listens", "interrupts", "vanishes", "is killed", "loads"):
+        return Misbehaving(config.body)
     return bodies[config.body]()
 
 
@@ -247,7 +301,15 @@ def open_data(config: Config, folder: Path) -> Splits:
     raise NotImplementedError
 
 
-def example_batch(config: Config, micro_batch_size: int) -> Batch:
+def example_batch(config: Config, micro_batch_size: int) -> Any:
+    if config.example == "packed":  # three tokens a sample, end to end
+        return {"x": torch.zeros(3 * micro_batch_size, NUM_INPUTS), "starts": torch.arange(micro_batch_size + 1) * 3}
+    if config.example == "always 8":
+        return {"x": torch.zeros(8, NUM_INPUTS)}
+    if config.example == "numpy":
+        return {"x": np.zeros((micro_batch_size, NUM_INPUTS), np.float32)}
+    if config.example == "list":
+        return [torch.zeros(micro_batch_size, NUM_INPUTS)]
     tokens = config.num_tokens if config.body in ("attention", "masked attention", "many") else 1
     shape = (3, 16, 16) if config.body == "conv" else (NUM_INPUTS * tokens,)
     return {"x": torch.zeros(micro_batch_size, *shape)}

@@ -18,6 +18,7 @@ from rigfit.planning.trace import Kind, Phase, Trace
 from rigfit.recipes import load_recipe
 
 SMALL = str(Path(__file__).with_name("small_task.py"))
+VMSTAT = Path("/proc/vmstat")
 AUTOENCODER = {"img_size": 32, "patch_size": 8, "num_layers": 2, "decoder_layers": 1, "embed_dim": 64, "num_heads": 2}
 INPUTS, OUTPUTS, BATCH = 16, 8, 4
 WEIGHT = 4 * INPUTS * OUTPUTS  # bytes of the Linear's matrix in float32
@@ -189,6 +190,30 @@ def test_a_line_through_two_sizes_meets_the_trace_at_a_third_byte_for_byte(body)
     assert line.sizes(16) == exact.sizes(16)
 
 
+def test_the_micro_batch_is_what_was_asked_for_where_tokens_lie_end_to_end():
+    recipe = load_recipe(SMALL)
+    with Tracer(recipe, recipe.config(example="packed"), None) as tracer:
+        line, exact = tracer.read_line(target(), (2, 4)), tracer.read(target(), 16)
+    assert line is not None
+    assert (line.micro_batch_sizes, exact.micro_batch_sizes) == ((2, 4), (16,))
+    assert line.sizes(16) == exact.sizes(16)
+    assert 4 * (3 * 16) * INPUTS in line.sizes(16)  # three tokens of 16 numbers for each of 16 samples
+
+
+@pytest.mark.parametrize(
+    ("example", "cause", "remedy"),
+    [
+        ("always 8", r"the same shapes for micro-batches of 4 and 2: 'x' is \(8, 16\)", "torch.zeros(micro_batch_size"),
+        ("numpy", "example_batch returned a numpy array under 'x'", "torch.from_numpy"),
+        ("list", "example_batch returned a list, where a batch is expected", "Return a dictionary of tensors"),
+    ],
+)
+def test_an_example_that_is_no_batch_of_the_size_asked_for_is_refused_with_a_way_out(example, cause, remedy):
+    with pytest.raises(UsageError, match=cause) as caught:
+        read(target(), example=example)
+    assert remedy in caught.value.remedy
+
+
 @pytest.mark.parametrize(("body", "num_builds"), [("conv", 1), ("blocks", 1), ("remembering", 1), ("hiding", 3)])
 @pytest.mark.parametrize("starts_thread", [False, True])
 def test_a_task_is_built_once_and_every_reading_is_as_of_a_new_one(body, num_builds, starts_thread, tmp_path):
@@ -205,6 +230,12 @@ def test_a_task_is_built_once_and_every_reading_is_as_of_a_new_one(body, num_bui
     assert builds.read_text().count("built") == num_builds
     alone = read(last, body=body)
     assert (again.order, again.storages, again.calls) == (alone.order, alone.storages, alone.calls)
+
+
+def test_layers_of_batch_norm_are_found_where_they_take_statistics():
+    assert read(target(), body="conv").has_batch_norm
+    assert not read(target(), body="conv", freezes_norm=True).has_batch_norm
+    assert not read(target()).has_batch_norm
 
 
 def test_operators_that_depend_on_values_are_planned_at_their_worst_and_said():
@@ -227,7 +258,8 @@ def test_an_operator_that_cannot_be_read_is_named_with_its_line_and_a_way_out():
     ("body", "cause", "remedy"),
     [
         ("branching", "it calls cond, which runs functions of its own inside one operator", "torch.where for cond"),
-        ("sparse", "it makes sparse gradients, whose size depends on values", "sparse=False"),
+        ("sparse", "it makes or uses sparse tensors, whose size depends on values", "sparse=False"),
+        ("sparse product", "it makes or uses sparse tensors, whose size depends on values (small_task.py", "index_add"),
     ],
 )
 def test_what_no_reading_can_follow_is_named_with_a_way_out(body, cause, remedy):
@@ -235,6 +267,37 @@ def test_what_no_reading_can_follow_is_named_with_a_way_out(body, cause, remedy)
         read(target(), body=body)
     assert cause in caught.value.cause
     assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "cause"),
+    [
+        ("asks", TrainingError, "in the forward pass: EOFError"),  # standard input is empty, not a person's terminal
+        ("interrupts", TrainingError, "in the forward pass: KeyboardInterrupt"),
+        ("vanishes", TrainingError, "exit code 7, without a word, as os._exit ends a process"),
+        ("loads", UsageError, "The step starts a DataLoader with num_workers=2"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_what_a_step_may_not_do_is_told_and_nothing_waits_for_it(kind, body, error, cause):
+    recipe = load_recipe(SMALL)
+    with Tracer(recipe, recipe.config(body=body), None) as tracer, pytest.raises(error) as caught:
+        tracer.read_line(target(kind=kind), (2, 4))
+    assert cause in caught.value.cause
+    assert "micro_batch_size=" in caught.value.remedy
+
+
+def test_a_task_that_reads_standard_input_leaves_the_questions_alone():
+    recipe = load_recipe(SMALL)
+    with Tracer(recipe, recipe.config(body="listens"), None) as tracer:
+        assert tracer.read_line(target(), (2, 4)) is not None
+        assert tracer.read(target("bf16"), 4).calls
+
+
+@pytest.mark.skipif("oom_kill " not in (VMSTAT.read_text() if VMSTAT.is_file() else ""), reason="needs Linux's count")
+def test_a_killed_process_is_blamed_on_memory_only_where_linux_killed_for_it():
+    with pytest.raises(TrainingError, match="by SIGKILL, though not by Linux for lack of memory"):
+        read(target(), body="is killed")
 
 
 def test_two_micro_batches_read_at_once_are_as_each_read_alone():
@@ -293,19 +356,20 @@ def live_peak_of_a_real_step(recipe_name: str, wanted: Target, size: int, **conf
 
 
 @pytest.mark.parametrize(
-    ("recipe_name", "config", "recomputed"),
+    ("recipe_name", "config", "recomputed", "size"),
     [
-        (SMALL, {"body": "blocks"}, "none"),
-        ("autoencoder", AUTOENCODER, "none"),
-        ("autoencoder", AUTOENCODER, "all"),
+        (SMALL, {"body": "blocks"}, "none", BATCH),
+        (SMALL, {"body": "wide"}, "none", 4096),
+        ("autoencoder", AUTOENCODER, "none", BATCH),
+        ("autoencoder", AUTOENCODER, "all", BATCH),
     ],
 )
-def test_on_the_cpu_the_peak_is_that_of_a_real_step(recipe_name, config, recomputed):
+def test_on_the_cpu_the_peak_is_that_of_a_real_step(recipe_name, config, recomputed, size):
     wanted = target(kind="cpu", recomputed=recomputed)
     recipe = load_recipe(recipe_name)
     with Tracer(recipe, recipe.config(**config), None) as tracer:
-        predicted = tracer.read(wanted, BATCH).peak_live_bytes(BATCH)
-    assert predicted == pytest.approx(live_peak_of_a_real_step(recipe_name, wanted, BATCH, **config), rel=0.02)
+        predicted = tracer.read(wanted, size).peak_live_bytes(size)
+    assert predicted == pytest.approx(live_peak_of_a_real_step(recipe_name, wanted, size, **config), rel=0.02)
 
 
 def children() -> Iterator[int]:

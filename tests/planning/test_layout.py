@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -151,7 +153,7 @@ def test_a_pinned_micro_batch_that_does_not_divide_names_the_nearest_that_do():
     with pytest.raises(UsageError) as caught:
         derive_layout(32, 2, micro_batch_size=6, profile=None, memory_limit=100, refusal=accept)
     assert caught.value.cause == "A micro-batch of 6 does not divide the 16 samples that each of 2 GPUs takes per step."
-    assert caught.value.remedy == "Use micro_batch_size=4 or 8."
+    assert caught.value.remedy == "Use micro_batch_size=4 or 8, or leave it out."
 
 
 def test_a_pinned_micro_batch_that_does_not_fit_is_refused_with_its_size():
@@ -161,13 +163,13 @@ def test_a_pinned_micro_batch_that_does_not_fit_is_refused_with_its_size():
     assert caught.value.cause == (
         "A micro-batch of 16 needs 18.0 GiB per GPU, where 12.0 GiB can be used (measured here)."
     )
-    assert caught.value.remedy == "Use micro_batch_size=8."
+    assert caught.value.remedy == "Use micro_batch_size=8, or leave it out."
 
 
 def test_a_pinned_micro_batch_that_the_workload_refuses_gives_its_reason():
     with pytest.raises(UsageError, match="batch norm needs at least 2 samples") as caught:
         derive_layout(8, 1, micro_batch_size=1, profile=None, memory_limit=1, refusal=refuse_one)
-    assert caught.value.remedy == "Use micro_batch_size=2."
+    assert caught.value.remedy == "Use micro_batch_size=2, or leave it out."
 
 
 def test_a_workload_that_refuses_every_micro_batch_is_given_another_effective_batch():
@@ -243,11 +245,79 @@ def test_every_divisor_is_listed_with_its_cost_and_refusal():
     assert listed[4].refusal == "needs 7.0 GiB per GPU, where 5.0 GiB can be used"
 
 
+def note_on(layout: BatchLayout, profile: Any, limit: int) -> str | None:
+    return note_coarse_batch(
+        layout, profile=profile, memory_limit=limit, refusal=accept, read_again=lambda _size: profile
+    )
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """A byte for each sample of a pass, and gradients where a step has several passes."""
+
+    gradients: int
+    share: int = 0
+    source: Source = Source.ESTIMATED
+    smallest_measured: int = 1
+
+    def for_share(self, share: int) -> Keeping:
+        return replace(self, share=share)
+
+    def peak_bytes(self, micro_batch_size: int) -> int:
+        return micro_batch_size + (self.gradients if self.share // micro_batch_size > 1 else 0)
+
+    upper_bytes = peak_bytes
+
+    def samples_per_second(self, micro_batch_size: int) -> float:
+        return 0.0
+
+
+def test_memory_that_is_told_to_hold_a_micro_batch_holds_it_beside_the_gradients_of_other_passes():
+    layout, _ = derive_layout(
+        37, 1, micro_batch_size=None, profile=Keeping(9, share=37), memory_limit=26, refusal=accept
+    )
+    note = note_on(layout, Keeping(9, share=37), 26)
+    assert note is not None
+    assert "though memory holds 17 " in note  # 17 + 9 = 26; 26 would fit as the only pass of a step alone
+
+
+@given(effective=st.integers(2, 120), gradients=st.integers(0, 60), limit=st.integers(2, 150))
+def test_a_batch_that_a_note_suggests_fits_with_the_passes_it_makes(effective, gradients, limit):
+    profile = Keeping(gradients, share=effective)
+    try:
+        layout, _ = derive_layout(
+            effective, 1, micro_batch_size=None, profile=profile, memory_limit=limit, refusal=accept
+        )
+    except RigfitError:
+        return
+    note = note_on(layout, profile, limit)
+    if note is not None:
+        held, batch, size = (int(found) for found in re.findall(r"(?:holds|batch of|batches of) (\d+)", note))
+        assert held + gradients <= limit < held + 1 + gradients or held == effective
+        assert batch % size == 0
+        assert size + (gradients if batch > size else 0) <= limit
+
+
+def test_a_suggested_batch_that_does_not_fit_when_it_is_read_again_is_not_told():
+    profile = profile_of(per_sample=1)
+    layout, _ = derive_layout(74, 2, micro_batch_size=None, profile=profile, memory_limit=30, refusal=accept)
+    larger = profile_of(per_sample=2)
+    arguments = {"profile": profile, "memory_limit": 30, "refusal": accept}
+    assert note_coarse_batch(layout, **arguments, read_again=lambda size: larger) is None
+
+
+def test_where_samples_mix_the_largest_of_equally_fast_micro_batches_is_chosen():
+    profile = profile_of(per_sample=1, seconds=0.1)  # every micro-batch is as fast
+    common = {"micro_batch_size": None, "profile": profile, "memory_limit": 30, "refusal": accept}
+    assert derive_layout(64, 1, **common)[0].largest_micro_batch == 1
+    assert derive_layout(64, 1, **common, prefers_large=True)[0].largest_micro_batch == 16
+
+
 def test_a_prime_share_is_noted_with_an_effective_batch_that_divides_better():
     profile = profile_of(per_sample=1)
     layout, _ = derive_layout(74, 2, micro_batch_size=None, profile=profile, memory_limit=30, refusal=accept)
     assert layout.largest_micro_batch == 1
-    note = note_coarse_batch(layout, profile=profile, memory_limit=30, refusal=accept)
+    note = note_on(layout, profile, 30)
     assert note is not None
     assert "37 samples per GPU and step divide into micro-batches of at most 1 here, though memory holds 30" in note
     assert "An effective batch of 72 would allow micro-batches of 18." in note
@@ -259,13 +329,13 @@ def test_a_prime_share_is_noted_with_an_effective_batch_that_divides_better():
 def test_a_batch_that_divides_well_or_is_limited_by_memory_gets_no_note(effective, limit):
     profile = profile_of(per_sample=1)
     layout, _ = derive_layout(effective, 2, micro_batch_size=None, profile=profile, memory_limit=limit, refusal=accept)
-    assert note_coarse_batch(layout, profile=profile, memory_limit=limit, refusal=accept) is None
+    assert note_on(layout, profile, limit) is None
 
 
 def test_no_note_where_small_micro_batches_are_as_fast():
     profile = profile_of(per_sample=1, seconds=0.1)
     layout, _ = derive_layout(74, 2, micro_batch_size=None, profile=profile, memory_limit=30, refusal=accept)
-    assert note_coarse_batch(layout, profile=profile, memory_limit=30, refusal=accept) is None
+    assert note_on(layout, profile, 30) is None
 
 
 def test_other_batches_are_not_weighed_where_the_smallest_micro_batch_is_too_large():
@@ -274,6 +344,9 @@ def test_other_batches_are_not_weighed_where_the_smallest_micro_batch_is_too_lar
     class Heavy:
         source = Source.ESTIMATED
         smallest_measured = 1
+
+        def for_share(self, share: int) -> Heavy:
+            return self
 
         def peak_bytes(self, micro_batch_size: int) -> int:
             asked.append(micro_batch_size)

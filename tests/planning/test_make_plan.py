@@ -7,7 +7,7 @@ import pytest
 
 from rigfit.errors import DoesNotFitError, UsageError
 from rigfit.hardware.rig import Device, Rig
-from rigfit.planning.make import make_plan, move_to, with_data
+from rigfit.planning.make import make_plan, move_to, require_possible, with_data
 from rigfit.planning.memory.limit import memory_limit
 from rigfit.planning.plan import BatchLayout, Plan, Profile, Source
 from rigfit.planning.show.explain import explain
@@ -219,6 +219,34 @@ def test_a_move_that_changes_coupled_micro_batches_says_so():
     moved = move_to(coupled, gpus(24, 24, 24, 24), [PROFILE])
     assert any(fact.startswith("The micro-batch went from 16 to 8 on the way: dropout") for fact in moved.facts)
     assert move_to(coupled, gpus(24), [PROFILE]).facts == coupled.facts
+
+
+def test_batch_norm_that_nobody_declared_is_told_and_gets_the_largest_of_equally_fast_micro_batches():
+    flat = replace(PROFILE, fixed_seconds=0.0)
+    plain = plan_of(gpus(24, 24), TileConfig(effective_batch_size=64), profile=flat)
+    found = plan_of(gpus(24, 24), TileConfig(effective_batch_size=64), profile=replace(flat, has_batch_norm=True))
+    assert (plain.stages[0].layout.largest_micro_batch, plain.stages[0].couplings) == (2, ())
+    assert found.stages[0].layout.largest_micro_batch == 16  # 32 samples need 34 GiB
+    assert found.stages[0].couplings == (BatchCoupling.BATCH_NORM.value,)
+    text = words(explain(found))
+    assert "micro-batch 16 samples per GPU (chosen from costs that are measured here; of equally fast ones the" in text
+    assert "batch norm: statistics come from one micro-batch: another micro-batch gives other results, and" in text
+    assert "micro_batch_size=16 pins it" in text
+
+
+@pytest.mark.parametrize(
+    ("asked", "cause"),
+    [
+        ({"micro_batch_size": 48, "effective_batch_size": 64}, "A micro-batch of 48 does not divide the 64 samples"),
+        ({"effective_batch_size": 63}, "2 GPUs cannot share an effective batch of 63 equally"),
+    ],
+)
+def test_what_is_wrong_whatever_a_step_costs_is_said_before_anything_is_read(asked, cause):
+    with pytest.raises(UsageError, match=cause) as caught:
+        require_possible(TileConfig(**asked), gpus(24) if "micro_batch_size" in asked else gpus(24, 24))
+    if "micro_batch_size" in asked:
+        assert caught.value.remedy == "Use micro_batch_size=32 or 64, or leave it out."
+        require_possible(TileConfig(effective_batch_size=64, micro_batch_size=32), gpus(24))
 
 
 def test_a_mixed_rig_is_noted_and_the_note_leaves_with_the_rig():

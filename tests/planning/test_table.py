@@ -120,6 +120,17 @@ def test_a_bar_shows_the_whole_device():
     assert draw_bar(18 * GIB, 18 * GIB, 18 * GIB, 20 * GIB) == f"[{'#' * 18}oo]"
 
 
+@pytest.mark.parametrize("size", [256, 1024])
+@pytest.mark.parametrize("rigs", [["t4"], ["t4", "2x t4"]])
+def test_tabs_and_new_lines_in_a_value_break_no_row(rigs, size):
+    table = table_of(rigs, size)
+    cells = tuple(replace(cell, values={"name": "a\tb\nc"}) for cell in table.cells)
+    text = draw_table(replace(table, keys=("name",), cells=cells))
+    assert "\t" not in text
+    (row,) = [line for line in text.splitlines() if line.startswith("a")]
+    assert row.startswith("a\\tb\\nc  ")
+
+
 def test_a_row_that_does_not_fit_says_what_it_needs_and_what_helps():
     """A T4 shows 14.6 GiB, a sample of 1024 pixels needs 1 + 16 GiB; a card of 24 GiB has room, one of 16 has not."""
     table = table_of(["t4"], 256, 512, 1024)

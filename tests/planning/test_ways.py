@@ -68,6 +68,24 @@ def test_recomputation_that_was_forbidden_and_fewer_pixels_are_ways_out() -> Non
         assert Asked(tracer, smaller).on("gtx-1650").layout.largest_micro_batch >= 1
 
 
+def test_a_pinned_micro_batch_that_does_not_fit_is_told_a_smaller_one_and_ways_that_keep_it() -> None:
+    values = {"width": 640, "num_layers": 4, "img_size": 128, "micro_batch_size": 32}
+    with Tracer(load_recipe(WIDE), load_recipe(WIDE).config(**values), None) as tracer:
+        asked = Asked(tracer, values)
+        with pytest.raises(NothingFitsError, match="the micro-batch given by you, 32 samples, needs") as caught:
+            asked.on("gtx-1650")
+        first, *others = caught.value.remedy.removeprefix("Ways out: ").removesuffix(".").split("; or ")
+        found = re.fullmatch(r"micro_batch_size=(\d+), [\d.]+ [GM]iB per GPU", first)
+        assert found is not None, first
+        smaller = int(found[1])
+        assert asked.on("gtx-1650", micro_batch_size=smaller).layout.largest_micro_batch == smaller < 32
+        with pytest.raises(NothingFitsError):
+            asked.on("gtx-1650", micro_batch_size=2 * smaller)
+        rigs = re.findall(r'--rig "(\d+x [\w-]+)"', "; ".join(others))
+        assert rigs
+        assert asked.on(rigs[0]).layout.largest_micro_batch == 32
+
+
 def test_other_rigs_have_more_cards_up_to_64_or_larger_ones() -> None:
     rig = parse_rig("2x t4", gpus=(), num_cores=2)
     assert [other.world_size for _, other in more_cards(rig)] == [4, 8, 16, 32, 64]

@@ -6,6 +6,7 @@ It runs the step that training runs (same loader, same passes, same optimizer), 
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import sys
 import time
@@ -25,6 +26,7 @@ from rigfit.planning.variant import Recomputed
 from rigfit.recipes import build_task
 from rigfit.task import Task
 from rigfit.training import precision
+from rigfit.training.blocks import has_batch_norm
 from rigfit.training.distributed import World
 from rigfit.training.loader import MicroBatch
 from rigfit.training.optimizer import WeightAverage, build_optimizer, set_rate
@@ -43,6 +45,8 @@ _BUCKET_BYTES_PER_TRAINABLE = 4  # gradients kept back by `no_sync` are not yet 
 
 def main(asked: str, answered: str) -> int:
     """Answer the question in the file `asked` into the file `answered`; return the exit code."""
+    # Ctrl-C reaches the one that asks as well, who then ends this process.
+    signal.signal(signal.SIGINT, lambda _number, _frame: None)
     question = Question(**json.loads(Path(asked).read_text(encoding="utf-8")))
     try:
         answer = run_steps(question)
@@ -100,7 +104,12 @@ def run_steps(question: Question) -> dict[str, Any]:
         if len(seconds) > 1 and sum(seconds) * _PASSES_PER_STEP > _ENOUGH_SECONDS:
             break
     peak = _peak_bytes(device) + _bucket_bytes(task, question.world_size)
-    return {"kind": "cost", "peak_bytes": peak, "seconds": statistics.median(seconds[1:])}
+    return {
+        "kind": "cost",
+        "peak_bytes": peak,
+        "seconds": statistics.median(seconds[1:]),
+        "has_batch_norm": has_batch_norm(task),
+    }
 
 
 def _num_trainable(task: Task) -> int:

@@ -18,8 +18,11 @@ _PHASES = (
     ("_build", "while the task was built"),
 )
 
-TASK_FAILURES = (Exception, SystemExit)
-"""What a person's task may end in: `sys.exit` in it must not end the process that asks for no more than a number."""
+TASK_FAILURES = (Exception, SystemExit, KeyboardInterrupt)
+"""What a person's task may end in: `sys.exit` in it must not end the process that asks for no more than a number.
+
+Processes that run a task ignore Ctrl-C, so what interrupts it there is the task itself.
+"""
 
 
 def phase_of(error: BaseException) -> str:
@@ -39,5 +42,6 @@ def describe_failure(error: BaseException) -> str:
 def place_of(error: BaseException) -> str:
     """Return ` (file.py line 12)` for the innermost line that is neither torch's nor ours, or another library's."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and "rigfit/measuring" not in f.filename]
+    others = ("site-packages", "rigfit/measuring", "rigfit/training")
+    own = [frame for frame in frames if not any(other in frame.filename for other in others)]
     return f" ({Path(own[-1].filename).name} line {own[-1].lineno})" if own else ""

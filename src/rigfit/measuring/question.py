@@ -75,10 +75,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What one rank needs for passes of one micro-batch: peak bytes, and seconds of forward and backward."""
+    """What one rank needs for passes of one micro-batch: peak bytes, and seconds of forward and backward.
+
+    `has_batch_norm`: whether layers of the model take statistics of the micro-batch.
+    """
 
     peak_bytes: int
     seconds: float
+    has_batch_norm: bool = False
 
 
 def ask(question: Question, *, time_limit: float = TIME_LIMIT_SECONDS) -> Cost | None:
@@ -125,7 +129,7 @@ def ask(question: Question, *, time_limit: float = TIME_LIMIT_SECONDS) -> Cost |
 
 def _read(answer: dict[str, Any], micro_batch_size: int) -> Cost | None:
     if answer["kind"] == "cost":
-        return Cost(peak_bytes=answer["peak_bytes"], seconds=answer["seconds"])
+        return Cost(peak_bytes=answer["peak_bytes"], seconds=answer["seconds"], has_batch_norm=answer["has_batch_norm"])
     if answer["kind"] == "out of memory":
         return None
     if answer["kind"] == "failure":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,7 +36,7 @@ Method = Literal["pretend cuda", "rewrite"]
 _PRETEND: Method = "pretend cuda"
 _REWRITE: Method = "rewrite"
 
-_KILLED = -9  # what the kernel does to a process that asks for more memory than the machine has
+_KILLED = "it was killed by SIGKILL, though not by Linux for lack of memory: by the task itself, or from outside"
 _TOO_LITTLE_MEMORY = "the process was killed, most likely because building the model takes more memory than is here"
 
 _SILENCE_SECONDS = 5.0
@@ -204,6 +206,7 @@ class _Child:
     def __init__(self, subject: Mapping[str, Any], method: str, *, time_limit: float) -> None:
         self.method = method
         self._time_limit = time_limit
+        self._kills_before = _kills_for_memory()
         self._folder = tempfile.TemporaryDirectory(prefix="rigfit-paper-")
         self._doing = ", before the first one began"
         folder = Path(self._folder.name)
@@ -223,9 +226,13 @@ class _Child:
         )
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
-        ready = self._next_answer()
-        if ready["kind"] != "ready":
-            raise self._lost(str(ready.get("text", "it said nothing")))
+        try:
+            ready = self._next_answer()
+            if ready["kind"] != "ready":
+                raise self._lost(str(ready.get("text", "it said nothing")))
+        except BaseException:  # Ctrl-C among them: nobody else knows this process yet
+            self.end()
+            raise
 
     def ask(self, target: Target, sizes: Sequence[int]) -> list[tuple[dict[str, Any], str]]:
         """Return the answer for each micro-batch and, where it is a trace, its text."""
@@ -292,11 +299,25 @@ class _Child:
     def _lost(self, text: str) -> _ChildLostError:
         code = self._process.wait()
         self._errors.seek(0)
-        last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
+        lines = self._errors.read().strip().splitlines()
         self.end()
-        if not text and code == _KILLED:
-            text = _TOO_LITTLE_MEMORY
-        return _ChildLostError(text or f"exit code {code}, {last}")
+        return _ChildLostError(text or self._how_it_ended(code, lines[-1] if lines else ""))
+
+    def _how_it_ended(self, code: int, last_line: str) -> str:
+        if code == -signal.SIGKILL:
+            return _TOO_LITTLE_MEMORY if _kills_for_memory() != self._kills_before else _KILLED
+        if code < 0:
+            return f"it was killed by {signal.Signals(-code).name}{f', {last_line}' if last_line else ''}"
+        return f"exit code {code}, {last_line or 'without a word, as os._exit ends a process'}"
+
+
+def _kills_for_memory() -> float:
+    """Return how many processes Linux has killed for lack of memory; not a number, equal to none, where nobody says."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
+            if line.startswith("oom_kill "):
+                return float(line.split()[1])
+    return math.nan
 
 
 def _take(file: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from rigfit.planning.memory.profile import MemoryProfile, allocator_peak, profile_memory
@@ -26,6 +26,18 @@ class Costs(Protocol):
     @property
     def smallest_measured(self) -> int:
         """Micro-batch below which nobody looked."""
+        ...
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether layers of the model take statistics of a micro-batch."""
+        ...
+
+    def for_share(self, share: int) -> Costs:
+        """Return the costs where a rank takes `share` samples of a step.
+
+        The share decides whether a micro-batch is the only pass of a step or one of several, which keep gradients.
+        """
         ...
 
     def peak_bytes(self, micro_batch_size: int) -> int:
@@ -108,13 +120,25 @@ class PaperCosts:
     source: Source = Source.ESTIMATED
     smallest_measured: int = 1
     _whole: dict[bool, Trace] = field(init=False, default_factory=dict)
-    _peaks: dict[int, int] = field(init=False, default_factory=dict)
-    _speeds: dict[int, float] = field(init=False, default_factory=dict)
+    _peaks: dict[tuple[int, bool], int] = field(init=False, default_factory=dict)
+    _speeds: dict[tuple[int, int], float] = field(init=False, default_factory=dict)
+
+    @property
+    def has_batch_norm(self) -> bool:
+        return self.trace.has_batch_norm
+
+    def for_share(self, share: int) -> PaperCosts:
+        if share == self.share:
+            return self
+        other = replace(self, share=share)
+        other._whole, other._peaks, other._speeds = self._whole, self._peaks, self._speeds
+        return other
 
     def peak_bytes(self, micro_batch_size: int) -> int:
-        if micro_batch_size not in self._peaks:
-            self._peaks[micro_batch_size] = self._peak(micro_batch_size)
-        return self._peaks[micro_batch_size]
+        key = (micro_batch_size, self._accumulation(micro_batch_size) > 1)
+        if key not in self._peaks:
+            self._peaks[key] = self._peak(micro_batch_size)
+        return self._peaks[key]
 
     def upper_bytes(self, micro_batch_size: int) -> int:
         return self.workspaces.margin.above(self.peak_bytes(micro_batch_size))
@@ -122,9 +146,10 @@ class PaperCosts:
     def samples_per_second(self, micro_batch_size: int) -> float:
         if self.clock is None:
             return 0.0
-        if micro_batch_size not in self._speeds:
-            self._speeds[micro_batch_size] = self._speed(self.clock, micro_batch_size)
-        return self._speeds[micro_batch_size]
+        key = (micro_batch_size, self._accumulation(micro_batch_size))
+        if key not in self._speeds:
+            self._speeds[key] = self._speed(self.clock, micro_batch_size)
+        return self._speeds[key]
 
     def _speed(self, clock: StepClock, micro_batch_size: int) -> float:
         accumulation = self._accumulation(micro_batch_size)

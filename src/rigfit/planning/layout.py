@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 
 from rigfit.errors import DoesNotFitError, RigfitError, UsageError
@@ -58,11 +58,12 @@ def derive_layout(
     kind: DeviceKind = "cuda",
     savings: tuple[str, ...] = (),
     variant: Variant | None = None,
+    prefers_large: bool = False,
 ) -> tuple[BatchLayout, Source]:
     """Return the layout whose product is exactly `effective_batch_size`, and where its micro-batch comes from.
 
     Of the micro-batches that fit, the fastest; within 3 % of the fastest the smallest that is not below the smallest
-    measured one (it needs the least memory); without measured speeds the largest.
+    measured one (it needs the least memory), or with `prefers_large` the largest; without measured speeds the largest.
 
     Args:
         effective_batch_size: Samples behind one optimizer step.
@@ -74,6 +75,7 @@ def derive_layout(
         kind: Decides whether messages say GPUs or CPU ranks.
         savings: Settings that lower the peak, named when nothing fits.
         variant: What `profile` holds for.
+        prefers_large: The samples of a micro-batch share something (statistics, negatives), the more the better.
 
     Raises:
         UsageError: The ranks cannot share the effective batch, the pinned micro-batch does not divide a share, the
@@ -98,7 +100,7 @@ def derive_layout(
         raise _nothing_usable(candidates, effective_batch_size, world_size, bounds)
     if profile is None:
         raise _unknown_cost(usable, kind)
-    return _layout(_fastest(usable, profile), world_size), profile.source
+    return _layout(_fastest(usable, profile, prefers_large=prefers_large), world_size), profile.source
 
 
 def list_candidates(
@@ -147,25 +149,36 @@ def accepted_sizes(config: WorkloadConfig, rig: Rig) -> list[int]:
 
 
 def note_coarse_batch(
-    layout: BatchLayout, *, profile: Costs, memory_limit: int, refusal: Refusal, kind: DeviceKind = "cuda"
+    layout: BatchLayout,
+    *,
+    profile: Costs,
+    memory_limit: int,
+    refusal: Refusal,
+    read_again: Callable[[int], Costs | None],
+    kind: DeviceKind = "cuda",
 ) -> str | None:
     """Return a note when a nearby effective batch would allow much larger micro-batches, or None.
 
     A share such as 37 is prime: if 37 samples do not fit, only single samples are left. The note appears when memory
     holds at least twice the largest micro-batch that divides the share, and an effective batch within a quarter of the
     one asked for does at least twice as well (and, where speeds are known, is more than 3 % faster).
+
+    `read_again` returns the costs at one micro-batch itself: what is suggested must fit there too.
     """
     bounds = Bounds(kind=kind, profile=profile, memory_limit=memory_limit, refusal=refusal)
     effective, world_size = layout.effective_batch_size, layout.world_size
     largest = _largest_usable(effective, world_size, bounds)
     share = effective // world_size
-    if 2 * largest > share or profile.upper_bytes(max(1, 2 * largest)) > memory_limit:
+    # What memory holds beside the gradients of other passes: the whole share does not fit, so there are several.
+    among_others = profile.for_share(2 * share)
+    if 2 * largest > share or among_others.upper_bytes(max(1, 2 * largest)) > memory_limit:
         return None
-    room = _largest_that_fits(share, profile, memory_limit)
+    room = _largest_that_fits(share, among_others, memory_limit)
+    now = profile.for_share(share).samples_per_second(largest)
 
     def does_better(other: int) -> bool:
         found = _largest_usable(other, world_size, bounds)
-        speed, now = profile.samples_per_second(found), profile.samples_per_second(largest)
+        speed = profile.for_share(other // world_size).samples_per_second(found) if found else 0.0
         return found >= 2 * largest and speed >= now * (1 + SPEED_TOLERANCE if now else 1)
 
     near = [n for n in _neighbours(effective, world_size, does_better) if 4 * abs(n - effective) <= effective]
@@ -173,6 +186,9 @@ def note_coarse_batch(
         return None
     best = min(near, key=lambda n: (abs(n - effective), n))
     found = _largest_usable(best, world_size, bounds)
+    exact = read_again(found)
+    if exact is not None and exact.for_share(best // world_size).upper_bytes(found) > memory_limit:
+        return None
     return (
         f"{share} samples per {rank_word(kind)} and step divide into micro-batches of at most {largest} here, "
         f"though memory holds {min(share, room)} ({profile.source}). "
@@ -194,6 +210,8 @@ def savings_of(config: WorkloadConfig, world_size: int, kind: DeviceKind) -> tup
 
 def _candidates(effective_batch_size: int, world_size: int, bounds: Bounds) -> tuple[Candidate, ...]:
     share = effective_batch_size // world_size
+    if bounds.profile is not None:
+        bounds = replace(bounds, profile=bounds.profile.for_share(share))
     return tuple(_weigh(size, share // size, world_size, bounds) for size in _divisors(share))
 
 
@@ -222,11 +240,13 @@ def _weigh(size: int, accumulation_steps: int, world_size: int, bounds: Bounds) 
     )
 
 
-def _fastest(usable: list[Candidate], profile: Costs) -> Candidate:
+def _fastest(usable: list[Candidate], profile: Costs, *, prefers_large: bool) -> Candidate:
     best = max(candidate.predicted_samples_per_second or 0.0 for candidate in usable)
     if best == 0.0:
         return usable[-1]
     near = [c for c in usable if (c.predicted_samples_per_second or 0.0) >= best * (1 - SPEED_TOLERANCE)]
+    if prefers_large:
+        return near[-1]
     # Below the smallest measured size the lines are extrapolated towards zero, where nobody looked.
     measured = [c for c in near if c.micro_batch_size >= profile.smallest_measured]
     return measured[0] if measured else near[-1]
@@ -250,7 +270,7 @@ def _pinned(
         raise _nothing_usable(candidates, effective_batch_size, world_size, bounds)
     below = [n for n in usable if n < size][-1:]
     above = [n for n in usable if n > size][:1]
-    remedy = f"Use micro_batch_size={' or '.join(str(n) for n in below + above)}."
+    remedy = f"Use micro_batch_size={' or '.join(str(n) for n in below + above)}, or leave it out."
     if chosen is None:
         share = effective_batch_size // world_size
         raise UsageError(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from typing import Any
 
 from rigfit.hardware.rig import Rig
 from rigfit.planning.costs import Costs, PaperCosts, Prices
 from rigfit.planning.duration import derive_duration
-from rigfit.planning.layout import note_coarse_batch
+from rigfit.planning.layout import accepted_sizes, derive_layout, note_coarse_batch
 from rigfit.planning.learning_rate import derive_lr
 from rigfit.planning.memory.limit import limit_of
 from rigfit.planning.plan import SCHEMA_VERSION, BatchLayout, Duration, Plan, Source, StagePlan
@@ -19,7 +20,7 @@ from rigfit.planning.precision import choose_precision, is_possible
 from rigfit.planning.search import search
 from rigfit.planning.words import rank_word
 from rigfit.units import format_bytes, format_speed
-from rigfit.workload import Precision, Workload, WorkloadConfig
+from rigfit.workload import BatchCoupling, Precision, Workload, WorkloadConfig
 
 # A rank rarely needs more processes than this to be kept in samples, and each holds a copy of the interpreter.
 _MOST_WORKERS = 4
@@ -57,6 +58,29 @@ def make_plan(
         schema_version=SCHEMA_VERSION, recipe=workload.recipe.name, rig=rig, stages=tuple(stages), facts=tuple(notes)
     )
     return plan if data_sizes is None else with_data(plan, data_sizes, ())
+
+
+def require_possible(config: WorkloadConfig, rig: Rig) -> None:
+    """Refuse what is wrong whatever a step costs, so that nobody waits for its costs first.
+
+    Raises:
+        UsageError: As `make_plan` would say it: the precision, the learning rate, a batch that cannot be shared, a
+            pinned micro-batch that divides no share or that the workload refuses.
+    """
+    choose_precision(rig, config.precision)
+    derive_lr(config)
+    if config.micro_batch_size is None:
+        accepted_sizes(config, rig)
+        return
+    derive_layout(
+        config.effective_batch_size,
+        rig.world_size,
+        micro_batch_size=config.micro_batch_size,
+        profile=None,
+        memory_limit=0,
+        refusal=config.refusal,
+        kind=rig.kind,
+    )
 
 
 def with_data(plan: Plan, data_sizes: Sequence[tuple[int, int]], facts: Sequence[str]) -> Plan:
@@ -145,16 +169,22 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
     is_equal = len(set(choice.layout.micro_batch_sizes)) == 1
     # Not `choice.costs`, which may hold at the chosen micro-batch alone.
     lines = prices.costs(choice.variant) if prices is not None else None
-    if lines is not None and config.micro_batch_size is None and is_equal:
-        limit = limit_of(config, rig)
+    if prices is not None and lines is not None and config.micro_batch_size is None and is_equal:
         note = note_coarse_batch(
-            choice.layout, profile=lines, memory_limit=limit, refusal=config.refusal, kind=rig.kind
+            choice.layout,
+            profile=lines,
+            memory_limit=limit_of(config, rig),
+            refusal=config.refusal,
+            read_again=partial(prices.costs, choice.variant),
+            kind=rig.kind,
         )
         said += [note] if note else []
     cost = _predict(choice.layout, choice.costs)
     clock = choice.costs.clock if isinstance(choice.costs, PaperCosts) else None
     if choice.samples_per_second is not None:
         cost = replace(cost, samples_per_second=choice.samples_per_second)
+    is_found = choice.costs is not None and choice.costs.has_batch_norm
+    couplings = config.couplings | ({BatchCoupling.BATCH_NORM} if is_found else frozenset())
     stage = StagePlan(
         config=config.model_dump(mode="json"),
         layout=choice.layout,
@@ -179,7 +209,7 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
         if isinstance(choice.costs, PaperCosts)
         else None,
         candidates=choice.candidates,
-        couplings=tuple(sorted(coupling.value for coupling in config.couplings)),
+        couplings=tuple(sorted(coupling.value for coupling in couplings)),
         duration=None,
     )
     return stage, said

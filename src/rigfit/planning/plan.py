@@ -70,6 +70,7 @@ class Profile:
         fixed_seconds, seconds_per_sample: Time of one forward+backward per rank; both 0 when nobody measured it.
         smallest_measured, largest_measured: Micro-batch sizes the lines were drawn through.
         source: How the numbers were obtained.
+        has_batch_norm: Whether layers of the model take statistics of a micro-batch.
     """
 
     fixed_bytes: int
@@ -79,6 +80,7 @@ class Profile:
     smallest_measured: int
     largest_measured: int
     source: Source
+    has_batch_norm: bool = False
 
     def peak_bytes(self, micro_batch_size: int) -> int:
         return self.fixed_bytes + self.bytes_per_sample * micro_batch_size
@@ -90,6 +92,10 @@ class Profile:
 
     def costs(self, variant: Variant, exact_at: int | None = None) -> Profile:
         """Return this profile: it was measured in the one variant that a person asked for."""
+        return self
+
+    def for_share(self, share: int) -> Profile:
+        """Return this profile: passes were measured with the gradients of others beside them."""
         return self
 
     def upper_bytes(self, micro_batch_size: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 
 from rigfit.errors import DoesNotFitError
@@ -16,7 +17,7 @@ from rigfit.planning.mixed import share_over_mixed
 from rigfit.planning.plan import Candidate, Source
 from rigfit.planning.variant import Recomputed, Variant
 from rigfit.planning.ways import explain_failure
-from rigfit.workload import WorkloadConfig
+from rigfit.workload import MIXING, WorkloadConfig
 
 # Recomputing everything costs about a third of forward and backward: where the plain way already reaches this share of
 # the speed of the largest micro-batch, no recomputation can win.
@@ -116,9 +117,10 @@ class _Search:
 
     def refusal(self, refusals: Sequence[DoesNotFitError]) -> DoesNotFitError:
         """Return why nothing fits: of the variant that needs least, with ways out; else what was said last."""
-        share = self.config.effective_batch_size // self.rig.world_size
-        sizes = [size for size in accepted_sizes(self.config, self.rig) if share % size == 0]
-        if self.prices is None or self.config.micro_batch_size is not None or not sizes:
+        share, pinned = self.config.effective_batch_size // self.rig.world_size, self.config.micro_batch_size
+        dividing = [size for size in accepted_sizes(self.config, self.rig) if share % size == 0]
+        sizes = [size for size in dividing if pinned in (None, size)]
+        if self.prices is None or not sizes:
             return refusals[-1]
         asked = [variant for variant in self.variants() if variant.recomputed != ()]
         known = [costs for costs in map(self.prices.costs, asked) if isinstance(costs, PaperCosts)]
@@ -129,8 +131,16 @@ class _Search:
         needed, number, size = min(needs)
         if needed <= self.limit:  # it would fit, but for another batch: that was said
             return refusals[-1]
+        below = [(one, min(costs.upper_bytes(one) for costs in known)) for one in dividing if one < size]
+        smaller = [(one, needed) for one, needed in below if needed <= self.limit]
         return explain_failure(
-            self.config, self.rig, known[number], size, self.limit, recomputed=self._recomputed_against_a_pin()
+            self.config,
+            self.rig,
+            known[number],
+            size,
+            self.limit,
+            recomputed=self._recomputed_against_a_pin(),
+            smaller_pin=smaller[-1] if pinned is not None and smaller else None,
         )
 
     def _recomputed_against_a_pin(self) -> PaperCosts | None:
@@ -177,6 +187,7 @@ class _Search:
             ranks,
             micro_batch_size=self.config.micro_batch_size,
             savings=savings_of(self.config, ranks, self.rig.kind),
+            prefers_large=bool(MIXING & self.config.couplings) or (costs is not None and costs.has_batch_norm),
             **common,  # type: ignore[arg-type]
         )
         return Choice(variant=variant, layout=layout, layout_source=source, costs=costs, candidates=())
@@ -255,6 +266,12 @@ class _Corrected:
         self._costs = choice.costs
         self._ratio = max(1.0, exact.upper_bytes(size) / max(1, choice.costs.upper_bytes(size)))
         self.source, self.smallest_measured = choice.costs.source, choice.costs.smallest_measured
+        self.has_batch_norm = choice.costs.has_batch_norm
+
+    def for_share(self, share: int) -> _Corrected:
+        other = copy(self)
+        other._costs = self._costs.for_share(share)
+        return other
 
     def peak_bytes(self, micro_batch_size: int) -> int:
         return round(self._costs.peak_bytes(micro_batch_size) * self._ratio)

@@ -110,6 +110,7 @@ class Trace:
         method: How the step was read, in words.
         notes: What a person should know: worst cases assumed, operators that were not understood.
         seconds: How long the reading took.
+        has_batch_norm: Whether layers of the model take statistics of a micro-batch.
     """
 
     device_kind: str
@@ -123,6 +124,7 @@ class Trace:
     method: str
     notes: tuple[str, ...]
     seconds: float
+    has_batch_norm: bool = False
 
     def requests(self, micro_batch_size: int) -> list[tuple[int, int]]:
         """Return (storage, bytes) for every allocation and (~storage, 0) for every release, as an allocator sees them.
@@ -268,6 +270,7 @@ def trace_to_json(trace: Trace) -> str:
             "method": trace.method,
             "notes": trace.notes,
             "seconds": trace.seconds,
+            "has_batch_norm": trace.has_batch_norm,
             "words": list(words),
         },
         separators=(",", ":"),
@@ -308,4 +311,5 @@ def trace_from_json(text: str) -> Trace:
         method=raw["method"],
         notes=tuple(raw["notes"]),
         seconds=raw["seconds"],
+        has_batch_norm=raw["has_batch_norm"],
     )

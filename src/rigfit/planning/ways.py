@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 
 from rigfit.errors import DoesNotFitError
 from rigfit.hardware.catalogue import card_of, read_catalogue
@@ -55,23 +55,32 @@ def _named(name: str, like: Rig) -> tuple[str, Rig]:
 
 
 def explain_failure(
-    config: WorkloadConfig, rig: Rig, costs: PaperCosts, size: int, limit: int, *, recomputed: PaperCosts | None = None
+    config: WorkloadConfig,
+    rig: Rig,
+    costs: PaperCosts,
+    size: int,
+    limit: int,
+    *,
+    recomputed: PaperCosts | None = None,
+    smaller_pin: tuple[int, int] | None = None,
 ) -> DoesNotFitError:
-    """Return the error of a stage whose smallest micro-batch does not fit in its least demanding variant.
+    """Return the error of a stage whose smallest or pinned micro-batch does not fit in its least demanding variant.
 
     Args:
         config: The stage's config.
         rig: What was planned for.
         costs: Of the least demanding variant that was tried.
-        size: The smallest micro-batch.
+        size: The smallest micro-batch, or the one that a person pinned; every way is for a pinned one as it is.
         limit: Bytes a rank can use.
         recomputed: Costs with all blocks recomputed, where a person forbade that.
+        smaller_pin: The largest micro-batch below a pinned one that fits, and the bytes it needs.
     """
     needed, word = costs.upper_bytes(size), rank_word(rig.kind)
     variant = costs.variant.describe()
     how = "" if variant == "plain" else f" with {variant}"
+    which = "the least demanding micro-batch" if config.micro_batch_size is None else "the micro-batch given by you"
     cause = (
-        f"Nothing fits: the least demanding micro-batch, {count(size, 'sample')}, needs "
+        f"Nothing fits: {which}, {count(size, 'sample')}, needs "
         f"{format_bytes(costs.peak_bytes(size))}{how}, with the margin of the prediction {format_bytes(needed)} per "
         f"{word}, where {format_bytes(limit)} can be used ({costs.source})."
     )
@@ -79,6 +88,8 @@ def explain_failure(
         enough = -(-needed * 10 // GIB) / 10
         return DoesNotFitError(cause, f"The limit is yours: memory_limit_gib={enough} would do, or leave it out.")
     ways = _ways(config, rig, costs, size, limit, recomputed)
+    if smaller_pin is not None:
+        ways = chain([f"micro_batch_size={smaller_pin[0]}, {format_bytes(smaller_pin[1])} per {word}"], ways)
     told = "; or ".join(islice(ways, MOST_WAYS))
     return DoesNotFitError(cause, f"Ways out: {told}." if told else "Use a smaller model.")
 
@@ -134,15 +145,16 @@ def _sharded(costs: PaperCosts, config: WorkloadConfig, num_ranks: int, size: in
 
     None too where weights cannot be cut into shards: bitsandbytes updates whole ones.
 
-    Beside `size` itself, a pass of one or two samples and one of the whole share are weighed: the latter keeps no
-    gradients between passes.
+    Beside `size` itself, a pass of one or two samples and one of the whole share are weighed unless a person pinned
+    the micro-batch: the latter keeps no gradients between passes.
     """
     share, rest = divmod(config.effective_batch_size, num_ranks)
     if rest or not share or config.optimizer == "adamw8bit":
         return None
     variant = Variant(strategy="fully_shard", recomputed=costs.variant.recomputed)
     sharded = replace(costs, variant=variant, world_size=num_ranks, share=share)
-    sizes = [one for one in {1, 2, size, share} if share % one == 0 and config.refusal(one) is None]
+    weighed = {1, 2, size, share} if config.micro_batch_size is None else {size}
+    sizes = [one for one in weighed if share % one == 0 and config.refusal(one) is None]
     return min((sharded.upper_bytes(one) for one in sizes), default=None)
 
 

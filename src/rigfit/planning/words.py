@@ -34,3 +34,8 @@ def describe_blocks(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def on_one_line(value: object) -> str:
+    """Return a value as text in which tabs, new lines and what else no column can hold are spelled out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rigfit.errors import UsageError
 from rigfit.task import Task
@@ -50,6 +51,11 @@ def blocks_of(task: Task) -> tuple[nn.Module, ...]:
                 "Name only the outer ones or only the inner ones.",
             )
     return blocks
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Return whether layers of `model`, in the mode that they are in, take statistics of the samples of a pass."""
+    return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
 
 
 def _listed(task: Task, who: str) -> tuple[nn.Module, ...]:

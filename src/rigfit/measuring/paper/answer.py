@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch._subclasses.fake_tensor import (
@@ -37,7 +37,6 @@ from rigfit.measuring.subject import one_batch, read_config
 from rigfit.planning.trace import Trace, trace_to_json
 from rigfit.planning.variant import Recomputed
 from rigfit.recipes import build_task
-from rigfit.task import Batch
 from rigfit.workload import Recipe, WorkloadConfig
 
 _Job = Callable[[], dict[str, Any]]
@@ -53,9 +52,10 @@ _UNREADABLE = (
         "pinned micro_batch_size=8, of which nothing is predicted.",
     ),
     (
-        "SparseTensorImpl",
-        "it makes sparse gradients, whose size depends on values",
-        "Use sparse=False in embeddings: AdamW takes no sparse gradients.",
+        "Sparse(Csr)?TensorImpl",
+        "it makes or uses sparse tensors, whose size depends on values",
+        "Use sparse=False in embeddings, for AdamW takes no sparse gradients, and dense operators elsewhere (index_add "
+        "for torch.sparse.mm); or train with a pinned micro_batch_size=8, of which nothing is predicted.",
     ),
 )
 
@@ -66,10 +66,9 @@ def main(subject_file: str) -> int:
     """Answer every question of standard input; return the exit code."""
     subject: dict[str, Any] = json.loads(Path(subject_file).read_text(encoding="utf-8"))
     _end_with_the_asker()
-    # A person's task, and what it starts, may write to standard output: the answers have a channel for themselves.
-    speak = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
+    # Ctrl-C reaches the one that asks as well, who then ends this process.
+    signal.signal(signal.SIGINT, lambda _number, _frame: None)
+    listen, speak = _take_channels()
     torch.set_num_threads(1)
     if subject["method"] == "pretend cuda":
         try:
@@ -81,7 +80,7 @@ def main(subject_file: str) -> int:
     folder = Path(subject["folder"]) if subject["folder"] else None
     print(json.dumps({"kind": "ready"}), file=speak, flush=True)
     built = BuiltTask(lambda: build_task(recipe, config))
-    for line in sys.stdin:
+    for line in listen:
         question = json.loads(line)
         jobs = [
             partial(_answer, part, recipe, config, folder, built, is_rewritten=subject["method"] == "rewrite")
@@ -90,6 +89,20 @@ def main(subject_file: str) -> int:
         for answer in _do(jobs, built, is_channels_last=question["parts"][0]["channels_last"]):
             print(json.dumps(answer), file=speak, flush=True)
     return 0
+
+
+def _take_channels() -> tuple[TextIO, TextIO]:
+    """Return where questions come from and where answers go, which neither the task nor what it starts can reach.
+
+    A person's task may read standard input, which is empty then, and write to standard output.
+    """
+    listen, speak = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return listen, speak
 
 
 def _do(jobs: Sequence[_Job], built: BuiltTask, *, is_channels_last: bool) -> Iterator[dict[str, Any]]:
@@ -133,8 +146,12 @@ def _answer(
         channels_last=question["channels_last"],
     )
     try:
-        batch = one_batch(recipe, config, folder, question["micro_batch_size"])
-        trace = _read(built, batch, config, target, is_rewritten=is_rewritten)
+        size = question["micro_batch_size"]
+        batch = one_batch(recipe, config, folder, size)
+        read = partial(
+            read_step, batch=batch, config=config, target=target, micro_batch_size=size, is_rewritten=is_rewritten
+        )
+        trace = _read(built, read, is_channels_last=target.channels_last)
         Path(question["file"]).write_text(trace_to_json(trace), encoding="utf-8")
     except RigfitError as error:
         return {"kind": type(error).__name__, "cause": error.cause, "remedy": error.remedy}
@@ -150,23 +167,22 @@ def _answer(
             return {"kind": "shapeless", "operator": shapeless[1], "text": place_of(error)}
         for pattern, reason, remedy in _UNREADABLE:
             if found := re.search(pattern, str(error)):
-                return {"kind": "UsageError", "cause": f"{_NOT_READ} {found.expand(reason)}.", "remedy": remedy}
+                cause = f"{_NOT_READ} {found.expand(reason)}{place_of(error)}."
+                return {"kind": "UsageError", "cause": cause, "remedy": remedy}
         traceback.print_exc()
         return {"kind": "failure", "phase": phase_of(error), "text": describe_failure(error)}
     return {"kind": "trace"}
 
 
-def _read(built: BuiltTask, batch: Batch, config: WorkloadConfig, target: PaperTarget, *, is_rewritten: bool) -> Trace:
+def _read(built: BuiltTask, read: Callable[..., Trace], *, is_channels_last: bool) -> Trace:
     """Return the trace; where a task that was read before fails, it is built anew, and what happens then counts."""
     if built.was_given:
         try:
-            task = built.take(is_channels_last=target.channels_last)
-            return read_step(task, batch, config, target, is_rewritten=is_rewritten, was_read_before=True)
+            return read(built.take(is_channels_last=is_channels_last), was_read_before=True)
         except TASK_FAILURES:
             built.forget()
     try:
-        task = built.take(is_channels_last=target.channels_last)
-        return read_step(task, batch, config, target, is_rewritten=is_rewritten)
+        return read(built.take(is_channels_last=is_channels_last))
     except TASK_FAILURES:
         built.forget()  # it may have failed halfway through changing something of its own
         raise

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from rigfit.measuring.paper.matrix_copies import matrix_copies
 from rigfit.measuring.paper.onednn import convolution_scratch
 
 # fmt: off
@@ -161,7 +162,8 @@ def hidden_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ki
     On CUDA, attention backward sums the gradient of the queries in float32: `dq_accum` (batch, rounded length, heads,
     rounded size) and `softmax_d` (batch, heads, rounded length) of `mha_bwd` in ATen's flash_attn/flash_api.cpp; the
     memory-efficient kernel has the same two (`workspace` and `delta`) in attention_backward.cu. On the CPU, oneDNN
-    copies what a convolution reads (`onednn.py`). On both, a loss is computed whole before it is reduced.
+    copies what a convolution reads (`onednn.py`). On both, a loss is computed whole before it is reduced, and a matrix
+    product copies what BLAS does not take (`matrix_copies.py`).
 
     Args:
         func: The operator.
@@ -172,6 +174,9 @@ def hidden_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ki
     name = func._schema.name.split("::")[1] if hasattr(func, "_schema") else ""
     if name in ("mse_loss", "smooth_l1_loss"):
         return unreduced_bytes(func, args, kwargs)
+    copies = matrix_copies(name, args, kind)
+    if copies:
+        return copies
     return _attention_scratch(name, args) if kind == "cuda" else convolution_scratch(name, args)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, overload
 
 import torch
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from rigfit.measuring.paper.adamw8bit import PaperAdamW8bit
 from rigfit.measuring.paper.build import Unwritten, without_storage
 from rigfit.measuring.paper.kernels import cuda_attention
+from rigfit.measuring.paper.loader_processes import no_loader_processes
 from rigfit.measuring.paper.recorder import PaperMode, Recorder
 from rigfit.measuring.paper.rewritten import cuda_on_cpu
 from rigfit.planning.trace import Kind, Phase, Trace
 from rigfit.planning.variant import Recomputed
 from rigfit.task import Batch, Task
 from rigfit.training import precision
-from rigfit.training.blocks import blocks_of
+from rigfit.training.blocks import blocks_of, has_batch_norm
 from rigfit.training.distributed import World
 from rigfit.training.loader import MicroBatch
 from rigfit.training.optimizer import WeightAverage, build_optimizer, decay_groups, set_rate
@@ -52,6 +53,7 @@ def read_step(
     config: WorkloadConfig,
     target: PaperTarget,
     *,
+    micro_batch_size: int,
     is_rewritten: bool = False,
     was_read_before: bool = False,
 ) -> Trace:
@@ -62,6 +64,7 @@ def read_step(
         batch: One micro-batch on the CPU, as the loader would give it.
         config: The stage's config.
         target: For which device, in which precision.
+        micro_batch_size: Samples in `batch`, as they were asked for: no tensor of it need be that long.
         is_rewritten: Read a step for CUDA on tensors of the CPU, rewritten (`rewritten.py`); otherwise `pretend_cuda`
             must have been called before.
         was_read_before: The task has been through this and was put back as it was built.
@@ -78,15 +81,17 @@ def read_step(
     with on_paper(
         task.train(), device, target.capability, is_cuda=is_cuda, refuses_leftovers=was_read_before
     ) as recorder:
-        source: _Source = _Arriving(batch, recorder) if is_cuda and is_rewritten else _Lasting(batch, recorder)
+        kind = _Arriving if is_cuda and is_rewritten else _Lasting
+        source: _Source = kind(batch, micro_batch_size, recorder)
         _take_steps(task, source, config, target, recorder, num_items=num_items, device=device)
-    return recorder.trace(
+    trace = recorder.trace(
         capability=target.capability,
-        micro_batch_size=_micro_batch_size(batch),
+        micro_batch_size=micro_batch_size,
         blocks=_names_of(task, blocks_of(task)),
         method=f"read on paper for {target.device_kind}, {target.precision}",
         seconds=time.perf_counter() - started,
     )
+    return replace(trace, has_batch_norm=has_batch_norm(task))
 
 
 @contextmanager
@@ -112,6 +117,7 @@ def on_paper(
     recorder.watch(model)
     with ExitStack() as stack:
         stack.enter_context(mode)
+        stack.enter_context(no_loader_processes())
         if is_cuda:
             stack.enter_context(
                 cuda_attention(capability, device) if device.type == "cuda" else cuda_on_cpu(capability)
@@ -177,7 +183,9 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tup
 
 
 class _Source(Protocol):
-    """Where the batch of a pass comes from."""
+    """Where the batch of a pass comes from, and how many samples it holds."""
+
+    num_samples: int
 
     def take(self) -> Batch: ...
 
@@ -185,7 +193,8 @@ class _Source(Protocol):
 class _Lasting:
     """The same batch every time: on its device already, or copied there by the code that training runs."""
 
-    def __init__(self, batch: Batch, recorder: Recorder) -> None:
+    def __init__(self, batch: Batch, num_samples: int, recorder: Recorder) -> None:
+        self.num_samples = num_samples
         self.batch = {key: _empty(value) for key, value in batch.items()}
         recorder.hold(_tensors_of(self.batch), Kind.INPUT)
 
@@ -196,7 +205,8 @@ class _Lasting:
 class _Arriving:
     """A new batch every time: the copy to the card, which training leaves out where a batch is on the CPU already."""
 
-    def __init__(self, batch: Batch, recorder: Recorder) -> None:
+    def __init__(self, batch: Batch, num_samples: int, recorder: Recorder) -> None:
+        self.num_samples = num_samples
         self.batch, self.recorder = batch, recorder
         recorder.notes.append(_REWRITTEN)
 
@@ -234,9 +244,9 @@ class _Passes(Sequence[MicroBatch]):
             yield self._take()
 
     def _take(self) -> MicroBatch:
-        batch = self.source.take()
+        source = self.source
         return MicroBatch(
-            batch=batch, num_samples=_micro_batch_size(batch), fingerprint=0, first_position=0, is_filler=False
+            batch=source.take(), num_samples=source.num_samples, fingerprint=0, first_position=0, is_filler=False
         )
 
 
@@ -244,10 +254,6 @@ def _empty(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
-
-
-def _micro_batch_size(batch: Batch) -> int:
-    return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim())
 
 
 def _names_of(task: nn.Module, modules: Sequence[nn.Module]) -> tuple[str, ...]:

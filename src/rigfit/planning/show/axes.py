@@ -60,7 +60,7 @@ def parse_rigs(text: str | None) -> tuple[str | None, ...]:
     """
     if text is None:
         return (None,)
-    words = [word.strip() for word in text.split(";")]
+    words = [" ".join(word.split()) for word in text.split(";")]
     given = [word for word in words if word]
     if len(given) < len(words):
         remedy = f'Write --rig "{"; ".join(given)}".' if given else 'Write --rig "2x titan-rtx; 2x 4090".'

@@ -14,6 +14,7 @@ from rigfit.planning.plan import Duration, Plan, Source, StagePlan
 from rigfit.planning.show.table import told_device
 from rigfit.planning.words import describe_blocks, describe_layout, rank_word
 from rigfit.units import count, format_bytes, format_seconds, format_speed
+from rigfit.workload import MIXING
 
 PAGE_WIDTH = 100
 _LABEL_WIDTH = 18
@@ -67,7 +68,13 @@ def _stage_lines(plan: Plan, stage: StagePlan, noun: str) -> Iterator[Line]:
     yield "loading", _loading_words(stage, plan.rig)
     yield from _duration_lines(stage, noun)
     for coupling in stage.couplings:
-        yield "caution", f"{coupling}: another micro-batch gives other results"
+        yield "caution", f"{coupling}: another micro-batch gives other results{_how_to_keep(stage)}"
+
+
+def _how_to_keep(stage: StagePlan) -> str:
+    if stage.layout_source is Source.GIVEN or len(set(stage.layout.micro_batch_sizes)) > 1:
+        return ""
+    return f", and another rig may get one; micro_batch_size={stage.layout.largest_micro_batch} pins it"
 
 
 def _duration_lines(stage: StagePlan, noun: str) -> Iterator[Line]:
@@ -127,7 +134,8 @@ def _layout_source(stage: StagePlan) -> str:
         return "unmeasured: not above what the run used so far"
     if stage.layout_source is Source.GIVEN:
         return str(Source.GIVEN)
-    return f"chosen from costs that are {stage.layout_source}"
+    reason = "; of equally fast ones the largest" if set(stage.couplings) & set(MIXING) else ""
+    return f"chosen from costs that are {stage.layout_source}{reason}"
 
 
 def _prediction_source(stage: StagePlan) -> str:

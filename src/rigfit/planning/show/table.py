@@ -16,6 +16,7 @@ from rigfit.planning.plan import Plan, StagePlan
 from rigfit.planning.search import NothingFitsError
 from rigfit.planning.variant import Variant
 from rigfit.planning.ways import larger_cards, more_cards
+from rigfit.planning.words import on_one_line
 
 PINS = ("micro_batch_size", "activation_checkpointing", "strategy", "precision", "memory_limit_gib")
 """Keys that narrow the planner's choice: leaving one out is the cheapest change there is."""
@@ -162,7 +163,7 @@ def describe_place(values: Values, rig_name: str) -> str:
 
 
 def describe_values(values: Values) -> str:
-    return " ".join(f"{key}={value}" for key, value in values.items())
+    return " ".join(f"{key}={on_one_line(value)}" for key, value in values.items())
 
 
 def told_device(rig: Rig, stage: StagePlan) -> Device:
@@ -286,7 +287,7 @@ def _nearest_smaller(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
 
 
 def _difference(one: Values, other: Values) -> str:
-    return " ".join(f"{key}={other[key]}" for key in other if other[key] != one[key])
+    return describe_values({key: other[key] for key in other if other[key] != one[key]})
 
 
 def _is_number(value: object) -> bool:

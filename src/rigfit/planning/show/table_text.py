@@ -11,9 +11,9 @@ from rigfit.hardware.rig import Rig
 from rigfit.planning.hours import describe_epochs, format_duration, is_assumed, reckon_hours
 from rigfit.planning.memory.limit import memory_limit
 from rigfit.planning.plan import Plan, StagePlan
-from rigfit.planning.show.table import Cell, Refused, Table, device_bytes, fullest_stage, limit_bytes
+from rigfit.planning.show.table import Cell, Refused, Table, describe_values, device_bytes, fullest_stage, limit_bytes
 from rigfit.planning.variant import Variant
-from rigfit.planning.words import describe_blocks, rank_word
+from rigfit.planning.words import describe_blocks, on_one_line, rank_word
 from rigfit.units import GIB, count, format_bytes, format_speed
 
 PAGE_WIDTH = 100
@@ -113,7 +113,7 @@ def _list(table: Table, page_width: int) -> tuple[str, bool]:
 
 def _cell_lines(cell: Cell, page_width: int, *, has_speed: bool) -> Iterator[_Line]:
     """Yield a line for each stage of a plan, or the one that says why there is none."""
-    labels = tuple(map(str, cell.values.values())) or (cell.rig_name,)
+    labels = tuple(map(on_one_line, cell.values.values())) or (cell.rig_name,)
     if cell.plan is None:
         blank = ("",) * (3 if has_speed else 1)
         below = _way_lines(cell, page_width, is_named=False)
@@ -201,7 +201,7 @@ def _way_lines(cell: Cell, page_width: int, *, is_named: bool) -> list[str]:
     """Return what a cell without a plan needs and what helps, cheapest first, wrapped."""
     if cell.refused is None:
         return []
-    name = " ".join([*(f"{key}={value}" for key, value in cell.values.items()), f"on {cell.rig_name}"]) + ": "
+    name = " ".join([*filter(None, [describe_values(cell.values)]), f"on {cell.rig_name}"]) + ": "
     lines = [f"{name if is_named else ''}{_need(cell.refused, cell.rig)}"]
     lines += [f"{_GAP}fits with {way.change}: {_how(way.plan)}" for way in cell.ways_out]
     if cell.is_searched and not cell.ways_out:
@@ -231,8 +231,8 @@ def _how(plan: Plan) -> str:
 
 def _grid(table: Table, page_width: int) -> Iterator[str]:
     """Yield the table rows x rigs, in as many parts beside each other as the width of a page asks for."""
-    rows = list(dict.fromkeys(tuple(map(str, cell.values.values())) for cell in table.cells))
-    found = {(tuple(map(str, cell.values.values())), cell.rig_name): _grid_lines(cell) for cell in table.cells}
+    rows = list(dict.fromkeys(tuple(map(on_one_line, cell.values.values())) for cell in table.cells))
+    found = {(tuple(map(on_one_line, cell.values.values())), cell.rig_name): _grid_lines(cell) for cell in table.cells}
     labels = [" ".join(row) for row in rows]
     label_width = max(len(label) for label in (*labels, " ".join(table.keys)))
     widths = {
