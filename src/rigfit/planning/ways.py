@@ -109,7 +109,6 @@ def _ways(
         sharded = _sharded(costs, config, rig.world_size, size)
         if sharded is not None and sharded <= limit:
             yield f"strategy=fully_shard, {format_bytes(sharded)} per GPU"
-    yield from islice(_sharded_ways(config, rig, costs, size, more_cards(rig)), 1)
     larger = [
         (name, other)
         for name, other in larger_cards(rig, costs.upper_bytes(size))
@@ -117,6 +116,7 @@ def _ways(
     ]
     for name, other in larger[:1]:
         yield f'--rig "{name}", {format_bytes(memory_limit(other))} to use on each'
+    yield from islice(_sharded_ways(config, rig, costs, size, more_cards(rig)), 1)
     others = (pair for pair in _fewer_larger(rig) if pair[0] not in [name for name, _ in larger[:1]])
     yield from islice(_sharded_ways(config, rig, costs, size, others), 1)
 
