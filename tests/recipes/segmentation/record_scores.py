@@ -1,8 +1,8 @@
 """Measure pairs with py_sod_metrics, in an environment of its own; print one JSON object.
 
-    python -m venv SOD && SOD/bin/pip install pysodmetrics
-    SOD/bin/python record_scores.py 10 > py_sod_metrics.json     (the fixture: random pairs alone)
-    SOD/bin/python record_scores.py 50 FOLDER                    (and as many masks of a folder)
+python -m venv SOD && SOD/bin/pip install pysodmetrics
+SOD/bin/python record_scores.py 10 > py_sod_metrics.json     (the fixture: random pairs alone)
+SOD/bin/python record_scores.py 50 FOLDER                    (and as many masks of a folder)
 """
 
 from __future__ import annotations

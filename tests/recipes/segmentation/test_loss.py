@@ -109,6 +109,8 @@ def test_the_losses_of_any_split_add_up(sizes: list[int]) -> None:
     task.usage.copy_(torch.rand(4, 7, generator=torch.Generator().manual_seed(1)))
     whole = task(batch)
     assert whole.dtype == torch.float64
-    pieces = [dict(zip(batch, part, strict=True)) for part in zip(*(v.split(sizes) for v in batch.values()), strict=True)]
+    pieces = [
+        dict(zip(batch, part, strict=True)) for part in zip(*(v.split(sizes) for v in batch.values()), strict=True)
+    ]
     assert sum(task(piece).item() for piece in pieces) == pytest.approx(float(whole), rel=1e-12)
     assert sum(task.count_items(piece) for piece in pieces) == task.count_items(batch) == 4

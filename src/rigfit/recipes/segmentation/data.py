@@ -52,7 +52,9 @@ def prepare_data(config: SegmentationConfig, folder: Path, progress: Progress) -
     facts.append(_describe_split(train, validation))
     if tests:
         named = ", ".join(f"{name} ({len(found)})" for name, found in tests.items())
-        facts.append(f"test sets, never trained or chosen on: {named}; `rigfit segmentation test RUN` measures on them")
+        facts.append(
+            f"test sets, never trained or chosen on: {named}; `rigfit segmentation score RUN` measures on them"
+        )
     index = Index(
         root=None if is_drawn else str(root),
         train=_pairs_of(train),
