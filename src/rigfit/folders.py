@@ -1,11 +1,37 @@
-"""Folders that a person names for results."""
+"""Folders for results: a command may replace what it wrote itself, and nothing else is ever written over."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from rigfit.errors import RunError
+from rigfit.errors import RunError, UsageError
+
+RECORD = ".rigfit-results"
+"""In a folder of results: the command they are of, then each file with its digest, one JSON object a line."""
+
+_PART = f"{RECORD}.part"  # a file that is being written
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Refuse a folder that could not be made or written to, and make nothing.
+
+    Raises:
+        RunError: Something else has its name or that of a folder above it, or permission is denied.
+    """
+    place = out
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise RunError(f"{out} cannot be written: {place} is no folder.", "Give another folder as `out`.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise RunError(f"{out} cannot be written: permission denied.", "Give another folder as `out`.")
 
 
 def writable_folder(out: Path) -> Path:
@@ -14,10 +40,157 @@ def writable_folder(out: Path) -> Path:
     Raises:
         RunError: It cannot be made or written to.
     """
+    refuse_unwritable(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out} cannot be written: {error.strerror}.", "Give another folder as `out`.") from error
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise RunError(f"{out} cannot be written: permission denied.", "Give another folder as `out`.")
     return out
+
+
+@dataclass(slots=True, kw_only=True)
+class ResultFolder:
+    """A folder that holds what one command wrote, and a record of it.
+
+    It is made with its first file, which takes the place of all that the same command wrote there before: where nothing
+    comes of a command, no empty folder is left, and former results stay.
+
+    Args:
+        path: The folder.
+        command: Whose results it holds, with the input in full: another input is another command.
+        given_as: How a person names the folder on the command line.
+    """
+
+    path: Path
+    command: str
+    given_as: str
+    _has_begun: bool = field(default=False, init=False)
+
+    @contextmanager
+    def new_file(self, name: str) -> Iterator[Path]:
+        """Give a path to write to; where the block ends well, that file becomes `name` (which may have folders in it).
+
+        Raises:
+            UsageError: There is a file of that name that the command did not write.
+            RunError: The disk refuses.
+        """
+        target, part = self.path / name, self.path / _PART
+        try:
+            self._begin()
+            part.unlink(missing_ok=True)
+            yield part
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(target):
+                raise UsageError(
+                    f"{target} is there and not a result of `{self.command}`.",
+                    f"Move it away, or give another folder as {self.given_as}.",
+                )
+            # Recorded first: a file that is not in the record would be taken for a person's after a kill.
+            with (self.path / RECORD).open("a", encoding="utf-8") as record:
+                record.write(json.dumps({"file": name, "sha256": _digest(part)}) + "\n")
+            part.rename(target)
+        except OSError as error:
+            cause = f"{target} cannot be written: {error.strerror or error}."
+            raise RunError(cause, f"Make room, or give another folder as {self.given_as}.") from error
+        finally:
+            if self._has_begun:
+                part.unlink(missing_ok=True)
+
+    def former(self) -> list[str]:
+        """Return the files that the command wrote here before.
+
+        Raises:
+            UsageError: The folder holds something else, or a file that was changed since.
+            RunError: It cannot be made or written to.
+        """
+        refuse_unwritable(self.path)
+        found = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
+        if not found:
+            return []
+        another = f"ive another folder as {self.given_as}."
+        command, digests = _read_record(self.path)
+        if command is None:
+            raise UsageError(f"{self.path} holds files that are not rigfit's, such as {found[0]}.", f"G{another}")
+        if command != self.command:
+            raise UsageError(f"{self.path} holds the results of `{command}`.", f"G{another}")
+        there = [name for name in digests if os.path.lexists(self.path / name)]
+        changed = [name for name in there if not _is_same(self.path / name, digests[name])]
+        if changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise UsageError(
+                f"{self.path / changed[0]}{more} was changed after `{self.command}` wrote it.",
+                f"To keep the change, g{another} To have it written anew, move the file away.",
+            )
+        return there
+
+    def _begin(self) -> None:
+        if self._has_begun:
+            return
+        for name in self.former():
+            (self.path / name).unlink()
+            _remove_empty((self.path / name).parent, until=self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / _PART).write_text(json.dumps({"command": self.command}) + "\n", encoding="utf-8")
+        (self.path / _PART).replace(self.path / RECORD)
+        self._has_begun = True
+
+
+def open_results(path: Path, *, command: str, given_as: str) -> ResultFolder:
+    """Return `path` as the folder for what `command` writes. Nothing is made or removed before its first file.
+
+    Raises:
+        UsageError: The folder holds something else, or a result that was changed since.
+        RunError: It cannot be made or written to.
+    """
+    folder = ResultFolder(path=path, command=command, given_as=given_as)
+    folder.former()
+    return folder
+
+
+def results_below(folder: Path) -> list[Path]:
+    """Return the folders below `folder`, itself aside, that hold results."""
+    return sorted(record.parent for record in folder.rglob(RECORD) if record.parent != folder)
+
+
+def is_within(path: Path, folders: Sequence[Path]) -> bool:
+    return any(folder in path.parents for folder in folders)
+
+
+def _read_record(folder: Path) -> tuple[str | None, dict[str, str]]:
+    """Return the command that filled `folder`, or None where no record says so, and the digests of its files."""
+    try:
+        lines = (folder / RECORD).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None, {}
+    noted = [_parse(line) for line in lines]
+    command = noted[0].get("command") if noted else None
+    digests = {str(one["file"]): str(one["sha256"]) for one in noted[1:] if {"file", "sha256"} <= one.keys()}
+    return command, {name: digest for name, digest in digests.items() if _is_inside(name)}
+
+
+def _parse(line: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return {}  # cut short by a kill, before its file was there
+    return values if isinstance(values, dict) else {}
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _is_same(path: Path, digest: str) -> bool:
+    return path.is_file() and _digest(path) == digest
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove_empty(folder: Path, *, until: Path) -> None:
+    while folder != until and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
