@@ -1,4 +1,4 @@
-"""Train small segmentation models from nothing on real pictures; what `docs/segmentation.md` tells of it comes from here.
+"""Train small segmentation models from nothing on real pictures, for `docs/segmentation.md`.
 
     python benchmarks/segmentation_from_scratch.py --data FOLDER --work FOLDER
 

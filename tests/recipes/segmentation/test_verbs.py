@@ -99,10 +99,17 @@ def test_the_same_pictures_again_replace_their_results_and_nothing_else_is_writt
     other = tmp_path / "elsewhere" / "photos"
     other.mkdir(parents=True)
     Image.fromarray(toy_pair(3)[0]).save(other / "a.png")
-    with pytest.raises(UsageError, match="holds the masks of"):
+    with pytest.raises(UsageError, match="holds the results of `segmentation predict"):
         verbs.predict(trained, other, out=out)
-    with pytest.raises(UsageError, match="holds files that are not results"):
+    with pytest.raises(UsageError, match="holds files that are not rigfit's"):
         verbs.predict(trained, other, out=other.parent)
+
+
+def test_masks_written_into_the_folder_of_pictures_are_not_looked_at_the_next_time(
+    trained: Trained, pictures: Path
+) -> None:
+    for _ in range(2):
+        assert "2 pictures" in verbs.predict(trained, pictures, out=pictures / "results")
 
 
 def test_pictures_that_are_not_there_are_told(trained: Trained, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rigfit.errors import DataError, UsageError
+from rigfit.folders import is_within, results_below
 from rigfit.images.decode import SUFFIXES, read_image
 from rigfit.recipes.segmentation.config import STRIDE, SegmentationConfig
 from rigfit.recipes.segmentation.samples import resize_picture
@@ -74,6 +75,8 @@ def predict_one(trained: Trained, rgb: Pixels, views: Views) -> NDArray[np.float
 def find_pictures(source: Path) -> list[Path]:
     """Return the picture `source`, or those in the folder and its subfolders, in order of name.
 
+    Results of former commands, which may lie in the folder, are no pictures to look at.
+
     Raises:
         UsageError: There is no such file or folder.
         DataError: The folder holds no pictures.
@@ -82,7 +85,12 @@ def find_pictures(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise UsageError(f"There is no file or folder {source}.", "Give a picture, or a folder with pictures.")
-    found = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    results = results_below(source)
+    found = [
+        path
+        for path in sorted(source.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not is_within(path, results)
+    ]
     if not found:
         raise DataError(f"{source} holds no pictures.", "Give a folder with pictures.")
     return found

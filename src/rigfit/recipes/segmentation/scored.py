@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -50,35 +50,43 @@ def find_sets(trained: Trained, folder: Path | None) -> dict[str, tuple[Path, Se
     return {name: (folder, pairs) for name, pairs in found.items() if pairs}
 
 
-def measure_set(trained: Trained, root: Path, pairs: Sequence[Pair], views: Views, table: Path) -> dict[str, float]:
-    """Return every measure of the model over `pairs`, under `baseline/` the best of three predictors that never look,
-    and the number of pictures; write one row for each picture into `table`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A test set, measured.
+
+    Args:
+        scores: Every measure over the set, under `baseline/` the best of three predictors that never look, `pictures`.
+        rows: Picture -> its own measures; F is absent where its mask is empty.
     """
+
+    scores: dict[str, float]
+    rows: dict[str, dict[str, float]]
+
+
+def measure_set(trained: Trained, root: Path, pairs: Sequence[Pair], views: Views) -> Scored:
+    """Return what the model, and what predictors that never look, score over `pairs`."""
     config = segmentation_config(trained)
     mean = _mean_mask(trained)
     totals: dict[str, Sums] = {"model": {}, "mean": {}, "all": {}, "none": {}}
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        for number, pair in enumerate(pairs):
-            mask = torch.from_numpy(read_mask(root / pair.mask) > config.mask_threshold)[None]
-            found = torch.from_numpy(predict_one(trained, read_image(root / pair.image).rgb, views))[None]
-            found = _like(found, mask)
-            answers = {"model": found, "mean": _like(mean, mask), "all": torch.ones_like(found)}
-            for name, answer in (answers | {"none": torch.zeros_like(found)}).items():
-                sums = sums_of(answer, mask, config.stretch_predictions)
-                _add(totals[name], sums)
-                if name == "model":
-                    values = {one: float(total) for one, (total, n) in sums.items() if n and not total.dim()}
-                    if number == 0:
-                        names = sorted(one for one, (total, _) in sums.items() if not total.dim())
-                        writer.writerow(["image", *names])
-                    writer.writerow([pair.image, *(f"{values[one]:.4f}" if one in values else "" for one in names)])
-    scores = {name: _conclude(sums) for name, sums in totals.items()}
+    rows = {}
+    for pair in pairs:
+        mask = torch.from_numpy(read_mask(root / pair.mask) > config.mask_threshold)[None]
+        found = torch.from_numpy(predict_one(trained, read_image(root / pair.image).rgb, views))[None]
+        found = _like(found, mask)
+        answers = {"model": found, "mean": _like(mean, mask), "all": torch.ones_like(found)}
+        sums = {
+            name: sums_of(answer, mask, config.stretch_predictions)
+            for name, answer in (answers | {"none": torch.zeros_like(found)}).items()
+        }
+        for name, one in sums.items():
+            _add(totals[name], one)
+        rows[pair.image] = {name: float(total) for name, (total, n) in sums["model"].items() if n and not total.dim()}
+    scores = {name: _conclude(summed) for name, summed in totals.items()}
     best = {
         f"baseline/{one}": _best([scores[name].get(one, np.nan) for name in ("mean", "all", "none")], one)
         for one in scores["model"]
     }
-    return {"pictures": float(len(pairs)), **scores["model"], **best}
+    return Scored(scores={"pictures": float(len(pairs)), **scores["model"], **best}, rows=rows)
 
 
 def _mean_mask(trained: Trained) -> Tensor:

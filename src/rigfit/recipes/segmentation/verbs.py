@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from rigfit.errors import DataError, RunError, UsageError
-from rigfit.folders import writable_folder
+from rigfit.errors import DataError, UsageError
+from rigfit.folders import ResultFolder, open_results
 from rigfit.units import count
 
 # Torch and timm take seconds to import; each verb brings in its own.
 if TYPE_CHECKING:
     from rigfit.task import Trained
 
-_OWNER = "source.txt"  # which pictures the results beside it are of
-_TABLE = "masks.tsv"
+_TABLE, _SCORES = "masks.tsv", "scores.tsv"
 
 
 def predict(
@@ -43,7 +42,9 @@ def predict(
     views = Views(flips=flips, scales=read_scales(scales))
     pictures = find_pictures(source)
     base = source if source.is_dir() else source.parent
-    results = _Results.open(source, out)
+    read = source.resolve()
+    folder = out / (read.stem if read.is_file() else read.name or "root")
+    results = open_results(folder, command=f"segmentation predict {trained.folder} {read}", given_as="--out")
     rows, left_out = [], []
     for path, rgb in read_each(pictures):
         if isinstance(rgb, str):
@@ -52,12 +53,12 @@ def predict(
         probability = predict_one(trained, rgb, views)
         mask = probability >= threshold
         name = path.relative_to(base).with_suffix("").as_posix()
-        results.write(f"masks/{name}.png", (255 * probability).round().astype(np.uint8))
-        results.write(f"overlays/{name}.png", overlay(rgb, mask))
+        _write_picture(results, f"masks/{name}.png", (255 * probability).round().astype(np.uint8))
+        _write_picture(results, f"overlays/{name}.png", overlay(rgb, mask))
         rows.append((path.relative_to(base).as_posix(), f"{mask.mean():.4f}", f"{probability.max():.4f}"))
     if not rows:
         raise DataError(f"None of {count(len(pictures), 'picture')} can be read.", left_out[0])
-    table = results.write_table(("image", "object_share", "highest_probability"), rows)
+    table = _write_table(results, _TABLE, [("image", "object_share", "highest_probability"), *rows])
     empty = sum(row[1] == "0.0000" for row in rows)
     told = f"{table}: {count(len(rows), 'picture')}, in {empty} of them nothing was found at threshold {threshold:g}"
     return "\n".join([*left_out, told])
@@ -79,19 +80,22 @@ def score(trained: Trained, *, out: Path, folder: Path | None = None, flips: boo
 
     views = Views(flips=flips, scales=read_scales(scales))
     sets = find_sets(trained, folder)
-    place = writable_folder(out)
-    found = {
-        name: measure_set(trained, root, pairs, views, place / f"{name}.tsv") for name, (root, pairs) in sets.items()
-    }
-    names = list(next(iter(found.values())))
-    with (place / "scores.tsv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["set", *names])
-        writer.writerows([name, *(f"{scores[one]:.4f}" for one in names)] for name, scores in found.items())
-    lines = [f"{name}: {_told(scores)}" for name, scores in found.items()]
-    return "\n".join(
-        [*lines, f"{place / 'scores.tsv'}: every measure, and beside it the best of three that never look"]
-    )
+    command = f"segmentation score {trained.folder} {folder.resolve() if folder else 'its own test sets'}"
+    results = open_results(out, command=command, given_as="--out")
+    found = {name: measure_set(trained, root, pairs, views) for name, (root, pairs) in sets.items()}
+    for name, scored in found.items():
+        columns = ["image", *sorted({column for row in scored.rows.values() for column in row})]
+        cells = [[image, *(_cell(row.get(one)) for one in columns[1:])] for image, row in scored.rows.items()]
+        _write_table(results, f"{name}.tsv", [columns, *cells])
+    names = list(next(iter(found.values())).scores)
+    rows = [[name, *(_cell(scored.scores.get(one)) for one in names)] for name, scored in found.items()]
+    table = _write_table(results, _SCORES, [["set", *names], *rows])
+    lines = [f"{name}: {_told(scored.scores)}" for name, scored in found.items()]
+    return "\n".join([*lines, f"{table}: every measure, and beside it the best of three predictors that never look"])
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _told(scores: Mapping[str, float]) -> str:
@@ -100,66 +104,15 @@ def _told(scores: Mapping[str, float]) -> str:
     return f"{int(scores['pictures'])} pictures, " + ", ".join(parts)
 
 
-class _Results:
-    """A folder of results of one source, in which nothing is written over but what came from the same source."""
+def _write_picture(results: ResultFolder, name: str, pixels: Any) -> None:
+    with results.new_file(name) as path:
+        Image.fromarray(pixels).save(path, format="PNG")
 
-    def __init__(self, folder: Path, former: frozenset[str]) -> None:
-        self.folder = folder
-        self.former = former
 
-    @staticmethod
-    def open(source: Path, out: Path) -> _Results:
-        """Return the folder in `out` for the results of `source`.
-
-        Raises:
-            UsageError: It holds results of another source, or a person's files.
-            RunError: It cannot be written to.
-        """
-        source = source.resolve()
-        folder = writable_folder(out / (source.stem if source.is_file() else source.name or "root"))
-        owner = folder / _OWNER
-        lines = owner.read_text(encoding="utf-8").splitlines() if owner.is_file() else []
-        if lines and lines[0] != str(source):
-            raise UsageError(f"{folder} holds the masks of {lines[0]}.", "Give another folder: --out FOLDER.")
-        if not lines and any(folder.iterdir()):
-            raise UsageError(
-                f"{folder} holds files that are not results of `predict`.", "Give another folder: --out FOLDER."
-            )
-        if not lines:
-            owner.write_text(f"{source}\n", encoding="utf-8")
-        return _Results(folder, frozenset(lines[1:]))
-
-    def write(self, name: str, pixels: Any) -> None:
-        """Write a picture, and its name into the list of results.
-
-        Raises:
-            UsageError: There is a file of that name that is no result.
-            RunError: The disk refuses.
-        """
-        path = self._claim(name)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(path, format="PNG")
-        except OSError as error:
-            raise RunError(
-                f"{path} cannot be written: {error.strerror}.", "Make room, or give another --out."
-            ) from error
-
-    def write_table(self, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Path:
-        """Write the table of results and return its path."""
-        path = self._claim(_TABLE)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, delimiter="\t", lineterminator="\n").writerows([header, *rows])
-        return path
-
-    def _claim(self, name: str) -> Path:
-        path = self.folder / name
-        if path.exists() and name not in self.former:
-            raise UsageError(f"{path} is there and not a result of `predict`.", "Give another folder: --out FOLDER.")
-        if name not in self.former:
-            with (self.folder / _OWNER).open("a", encoding="utf-8") as owner:
-                owner.write(f"{name}\n")
-        return path
+def _write_table(results: ResultFolder, name: str, rows: Sequence[Sequence[str]]) -> Path:
+    with results.new_file(name) as path, path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
+    return results.path / name
 
 
 VERBS: tuple[Callable[..., Any], ...] = (predict, score)
