@@ -17,7 +17,9 @@ Batch = dict[str, Any]
 """What the loader makes of a list of samples: tensors whose first dimension is the micro-batch, where possible."""
 
 MetricSums = Mapping[str, tuple[Tensor, int]]
-"""Metric name -> (sum over the counted items as a scalar tensor, how many items). The one division comes at the end."""
+"""Metric name -> (sum over the counted items, how many items). The one division comes at the end.
+
+A sum is a scalar tensor, or a tensor of any shape that is the same in every batch: a curve, see `conclude_curves`."""
 
 
 class Ranks(Protocol):
@@ -75,6 +77,20 @@ class Task(nn.Module, ABC):
     def conclude(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return `metrics`, averaged over all held-out samples, with what follows from them (a macro mean, say)."""
         return metrics
+
+    def conclude_curves(self, curves: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return metrics that follow from the sums of `evaluate` that are no scalars, averaged over all samples.
+
+        Averages are float64, on the CPU. They join the other metrics before `conclude`.
+        """
+        return {}
+
+    def report(self, metrics: Mapping[str, float], folder: Path, step: int) -> Sequence[str]:
+        """Return what a person should be told after an evaluation; pictures may go into the run's `folder`.
+
+        Called on the first rank alone, so nothing may be asked of the others.
+        """
+        return ()
 
     def setup(self, splits: Splits) -> None:
         """Take from the data what evaluation and export need beside the weights: a tokenizer, class names.

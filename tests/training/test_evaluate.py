@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 
@@ -32,7 +34,13 @@ class Edits(MaskedTask):
             "error_rate": (7919 * lengths.float().sum(), 3 * len(lengths)),
             "hits": ((lengths % 2).sum(), len(lengths)),
         }
+        reached = (lengths[:, None] >= torch.arange(4)).sum(0)
+        found["at_least"] = (reached, len(lengths))
         return found | ({"short": (short.sum(), len(short))} if len(short) else {})
+
+    def conclude_curves(self, curves: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """A median would do: something that cannot be said of one batch alone."""
+        return {f"at_least_{number}": float(share) for number, share in enumerate(curves["at_least"])}
 
     def conclude(self, metrics: dict[str, float]) -> dict[str, float]:
         return metrics | {"macro": (metrics["hits"] + metrics["short"]) / 2}
@@ -81,4 +89,5 @@ def counted_by_hand() -> dict[str, float]:
         "hits": hits,
         "short": mean_short,
         "macro": (hits + mean_short) / 2,
+        **{f"at_least_{number}": sum(length >= number for length in lengths) / 25 for number in range(4)},
     }

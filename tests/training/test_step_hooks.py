@@ -139,3 +139,22 @@ def test_stages_that_continue_the_schedule_have_the_rates_of_one_stage(tmp_path:
     ]
     assert rates_of(rigfit.train(TOY, **asked, stages=stages, name="stages")) == whole
     assert len(set(whole)) == len(whole) == 12
+
+
+def test_what_a_task_reports_of_an_evaluation_is_an_event_and_its_pictures_lie_in_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "reporting_task.py"
+    path.write_text(
+        "from tests.toy_task import Config, Task as Toy, open_data\n"
+        "class Task(Toy):\n"
+        "    def report(self, metrics, folder, step):\n"
+        "        (folder / f'seen-{step}.txt').write_text(str(metrics['loss']))\n"
+        "        return [f'seen after {step}']\n"
+        "def build(config):\n"
+        "    return Task(config)\n"
+    )
+    run = rigfit.train(str(path), rig="cpu:2", out=str(tmp_path), max_steps=2, eval_every_steps=1, quiet=True)
+    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    told = [record["text"] for record in records if record["kind"] == "event" and "seen" in record["text"]]
+    assert told == ["seen after 1", "seen after 2"]
+    losses = [record["metrics"]["loss"] for record in records if record["kind"] == "validation"]
+    assert [float((run.folder / f"seen-{step}.txt").read_text()) for step in (1, 2)] == losses

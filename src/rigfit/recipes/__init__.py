@@ -16,6 +16,7 @@ from typing import Any
 from rigfit.errors import RigfitError, UsageError
 from rigfit.recipes.autoencoder.config import AutoencoderConfig
 from rigfit.recipes.ocr.config import OcrConfig
+from rigfit.recipes.segmentation.config import SegmentationConfig
 from rigfit.recipes.vqa.config import VqaConfig
 from rigfit.workload import Recipe, Splits, WorkloadConfig
 
@@ -35,6 +36,14 @@ RECIPES: dict[str, Recipe] = {
         task_module="rigfit.recipes.ocr.task",
         data_module="rigfit.recipes.ocr.data",
         verbs_module="rigfit.recipes.ocr.verbs",
+    ),
+    "segmentation": Recipe(
+        name="segmentation",
+        summary="objects that blend in, as masks (timm backbone, experts chosen per picture; S, E, F, MAE, IoU)",
+        config=SegmentationConfig,
+        task_module="rigfit.recipes.segmentation.task",
+        data_module="rigfit.recipes.segmentation.data",
+        verbs_module="rigfit.recipes.segmentation.verbs",
     ),
     "vqa": Recipe(
         name="vqa",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -44,7 +45,7 @@ def evaluate(
             with autocast(world.device, precision):
                 found = task.evaluate(to_device(micro.batch, world.device, channels_last=False))
             for name, (total, count) in found.items():
-                sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=world.device))
+                sums.setdefault(name, torch.zeros(total.shape, dtype=torch.float64, device=world.device))
                 counts.setdefault(name, 0)
                 if not micro.is_filler:
                     sums[name] += total.detach()
@@ -53,14 +54,20 @@ def evaluate(
     if isinstance(task, FSDPModule):
         task.reshard()  # without a backward pass after it, a forward pass leaves whole weights behind
     # A metric of one kind of samples may have been found on some ranks only.
-    names = sorted(set().union(*gather_objects(world, set(sums))))
-    own = [float(sums.get(name, 0.0)) for name in names] + [float(counts.get(name, 0)) for name in names]
-    totals = sum_floats(world, own)
-    num_counted = dict(zip(names, totals[len(names) :], strict=True))
-    return task.conclude(
-        {
-            # Of no items there is no mean: nan says so, where a division would end the run.
-            name: total / num_counted[name] if num_counted[name] else math.nan
-            for name, total in zip(names, totals, strict=False)
-        }
-    )
+    shapes: dict[str, torch.Size] = {}
+    for found_on_rank in gather_objects(world, {name: total.shape for name, total in sums.items()}):
+        shapes |= found_on_rank
+    means: dict[str, torch.Tensor] = {}
+    own: list[float] = []
+    for name in sorted(shapes):
+        total = sums.get(name, torch.zeros(shapes[name], dtype=torch.float64))
+        own += [*total.flatten().tolist(), float(counts.get(name, 0))]
+    totals = iter(sum_floats(world, own))
+    for name in sorted(shapes):
+        summed = torch.tensor(list(itertools.islice(totals, shapes[name].numel())), dtype=torch.float64)
+        num_counted = next(totals)
+        # Of no items there is no mean: nan says so, where a division would end the run.
+        means[name] = (summed / num_counted if num_counted else summed * math.nan).view(shapes[name])
+    scalars = {name: float(mean) for name, mean in means.items() if not mean.dim()}
+    curves = {name: mean for name, mean in means.items() if mean.dim()}
+    return task.conclude(scalars | (task.conclude_curves(curves) if curves else {}))

@@ -275,6 +275,8 @@ class Stage:
                     is_best=is_best,
                 )
             )
+            for text in self.task.report(metrics, self.run.folder, self.progress.step):
+                self.log.log_event(self.progress.step, text)
             if self.progress.stopped_early:
                 self.log.log_event(
                     self.progress.step, f"stopped early: {name} has not improved for {patience} evaluations"

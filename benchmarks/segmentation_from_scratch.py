@@ -1,0 +1,93 @@
+"""Train small segmentation models from nothing on real pictures, for `docs/segmentation.md`.
+
+    python benchmarks/segmentation_from_scratch.py --data FOLDER --work FOLDER
+
+`--data` holds `kvasir_seg/` (polyps, from ivezakis/effisegnet) and `weizmann_horses/` (shenshutao/image_segmentation),
+each with `images/` and `masks/`. Three runs on two cores: both folders with load balance, and the first without. Runs
+stay in `--work`; a run that is there is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from results_file import write_result
+
+from rigfit.runs.metrics import read_records
+
+# fmt: off
+SIZES = (
+    "backbone=edgenext_xx_small", "img_size=96", "lr=2e-3", "backbone_rate=1.0", "effective_batch_size=16",
+    "micro_batch_size=8", "validation_fraction=0.2", "num_workers=0", "eval_every_steps=40",
+)
+# fmt: on
+RUNS = {
+    "horses": ("weizmann_horses", "epochs=40"),
+    "kvasir": ("kvasir_seg", "epochs=30"),
+    "kvasir-unbalanced": ("kvasir_seg", "epochs=30", "balance_weight=0"),
+}
+SHOWN = ("s_measure", "e_measure_mean", "e_measure_max", "f_weighted", "f_mean", "f_max", "mae", "iou", "dice")
+BASELINES = ("", "all_foreground/", "all_background/")
+
+
+def figures_of(run: Path) -> dict[str, Any]:
+    """Return the measures of the best and the last evaluation, the baselines', and what experts got over time."""
+    records = list(read_records(run))
+    evaluations = [record for record in records if record["kind"] == "validation"]
+    best = max(evaluations, key=lambda record: record["metrics"]["iou"])
+    baseline = evaluations[0]["baseline"]
+    return {
+        "minutes": round((records[-1]["time"] - records[0]["time"]) / 60, 1),
+        "steps": evaluations[-1]["step"],
+        "best": {"step": best["step"], **rounded(best["metrics"])},
+        "last": rounded(evaluations[-1]["metrics"]),
+        "baselines": {
+            prefix.rstrip("/") or "mean_mask": rounded(
+                {name: baseline[prefix + name] for name in SHOWN if prefix + name in baseline}
+            )
+            for prefix in BASELINES
+        },
+        "usage": [{"step": record["step"], **usage_of(record["metrics"])} for record in evaluations],
+    }
+
+
+def rounded(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: round(metrics[name], 4) for name in SHOWN if metrics.get(name) is not None}
+
+
+def usage_of(metrics: dict[str, float]) -> dict[str, Any]:
+    """Return how many of the experts of each level get at least 1 % of its picks, and the largest share of any."""
+    shares = [
+        [value for name, value in metrics.items() if name.startswith(f"picks/level{level}/")] for level in range(1, 5)
+    ]
+    return {
+        "used_experts": [sum(share >= 0.01 for share in level) for level in shares],
+        "largest_share": [round(max(level), 3) for level in shares],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with kvasir_seg/ and weizmann_horses/")
+    parser.add_argument("--work", type=Path, required=True, help="where runs go")
+    asked = parser.parse_args()
+    work, data = asked.work.resolve(), asked.data.resolve()
+    figures = {}
+    for name, (folder, *keys) in RUNS.items():
+        run = work / "segmentation" / name
+        if not run.exists():
+            words = ["train", "segmentation", f"data={data / folder}", *SIZES, *keys, f"out={work}", f"name={name}"]
+            command = [str(Path(sys.executable).with_name("rigfit")), *words, "--rig", "cpu:2"]
+            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        figures[name] = figures_of(run)
+    print(write_result("segmentation_from_scratch", {"runs": figures}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

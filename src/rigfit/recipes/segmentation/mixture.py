@@ -1,0 +1,75 @@
+"""Which experts a picture takes on one level, and the pass through them: sorted by expert, one split, put back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
+
+from rigfit.recipes.segmentation.experts import EXPERTS
+
+LARGEST_FIRST = ("attention", "edges", "frequency", "texture", "local", "contrast", "pyramid")
+"""Experts by the bytes they keep for backward, most first (a test measures it): the worst that pictures can choose."""
+
+
+class Routed(NamedTuple):
+    """What a level makes of its features, and how its router chose.
+
+    Args:
+        features: (batch, width, height, width).
+        logits: (batch, experts), float32 or wider.
+        chosen: (batch, top_k), numbers of experts.
+    """
+
+    features: Tensor
+    logits: Tensor
+    chosen: Tensor
+
+
+class Mixture(nn.Module):
+    """Seven experts and a router that picks `top_k` of them for each picture by the mean of its features.
+
+    Every expert is called in every pass, on an empty batch where no picture chose it: so all parameters have a gradient
+    on every rank.
+    """
+
+    def __init__(self, width: int, top_k: int) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.router = nn.Linear(width, len(EXPERTS))
+        self.experts = nn.ModuleDict({name: kind(width) for name, kind in EXPERTS.items()})
+
+    def forward(self, x: Tensor) -> Routed:
+        """Return the features with what the chosen experts add, each by its share; the shares of a picture sum to 1."""
+        pooled = x.mean((2, 3))
+        with torch.autocast(x.device.type, enabled=False):
+            wide = torch.promote_types(pooled.dtype, torch.float32)
+            logits = nn.functional.linear(pooled.to(wide), self.router.weight.to(wide), self.router.bias.to(wide))
+        best, chosen = logits.topk(self.top_k, dim=1)
+        order = chosen.flatten().argsort(stable=True)
+        picture = order.div(self.top_k, rounding_mode="floor")
+        parts = x.index_select(0, picture).split(self.sizes(chosen))
+        made = torch.cat([expert(part) for expert, part in zip(self.experts.values(), parts, strict=True)])
+        share = best.softmax(dim=1).flatten()[order].to(made.dtype)
+        added = torch.zeros_like(x, dtype=made.dtype).index_add(0, picture, made * share[:, None, None, None])
+        return Routed(x + added, logits, chosen)
+
+    def sizes(self, chosen: Tensor) -> list[int]:
+        """Return how many pictures each expert gets: one wait for the device.
+
+        On paper nobody knows what pictures choose. Memory must hold for all of them, so each is taken to choose the
+        `top_k` experts that keep most for backward.
+        """
+        if is_fake(chosen):
+            largest = LARGEST_FIRST[: self.top_k]
+            return [len(chosen) if name in largest else 0 for name in self.experts]
+        counts = count_picks(chosen)
+        return [int(count) for count in counts.tolist()]
+
+
+def count_picks(chosen: Tensor) -> Tensor:
+    """Return how often each expert was picked, shape (experts,), whole numbers."""
+    counts = torch.zeros(len(EXPERTS), dtype=torch.int64, device=chosen.device)
+    return counts.scatter_add(0, chosen.flatten(), torch.ones_like(chosen).flatten())

@@ -1,0 +1,120 @@
+"""Measures on one test set: every picture at the size of its own mask, as published evaluations do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rigfit.errors import DataError, UsageError
+from rigfit.images.decode import read_image
+from rigfit.recipes.segmentation.baselines import mean_mask
+from rigfit.recipes.segmentation.data import find_root
+from rigfit.recipes.segmentation.index import read_index
+from rigfit.recipes.segmentation.layouts import LAYOUTS, Pair, find_tests, match, sets_in
+from rigfit.recipes.segmentation.look import read_mask
+from rigfit.recipes.segmentation.measured import conclude_curves, sums_of
+from rigfit.recipes.segmentation.predict import Views, predict_one, segmentation_config
+from rigfit.recipes.segmentation.samples import PairSamples
+from rigfit.task import Trained
+
+_LOWER_IS_BETTER = frozenset({"mae"})
+
+Sums = dict[str, tuple[Tensor, int]]
+
+
+def find_sets(trained: Trained, folder: Path | None) -> dict[str, tuple[Path, Sequence[Pair]]]:
+    """Return name -> (root, pairs) of the test sets in `folder`, or of those that the run's data came with.
+
+    Raises:
+        UsageError: There is no such folder, or the run has no test sets.
+        DataError: The folder holds no pictures with masks.
+    """
+    if folder is None:
+        data = trained.folder / "data"
+        index = read_index(data)
+        root = find_root(index, segmentation_config(trained), data)
+        if not index.tests:
+            raise UsageError("The data of this run came without test sets.", "Name one: --folder FOLDER.")
+        return {name: (root, pairs) for name, pairs in index.tests.items()}
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder {folder}.", "Give a folder with test sets.")
+    folders = find_tests(folder) or sets_in(folder)
+    found = {name: match(pair, folder)[0] for name, pair in folders.items()}
+    if not any(found.values()):
+        raise DataError(f"{folder} holds no pictures with masks.", f"Give {LAYOUTS}")
+    return {name: (folder, pairs) for name, pairs in found.items() if pairs}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A test set, measured.
+
+    Args:
+        scores: Every measure over the set, under `baseline/` the best of three predictors that never look, `pictures`.
+        rows: Picture -> its own measures; F is absent where its mask is empty.
+    """
+
+    scores: dict[str, float]
+    rows: dict[str, dict[str, float]]
+
+
+def measure_set(trained: Trained, root: Path, pairs: Sequence[Pair], views: Views) -> Scored:
+    """Return what the model, and what predictors that never look, score over `pairs`."""
+    config = segmentation_config(trained)
+    mean = _mean_mask(trained)
+    totals: dict[str, Sums] = {"model": {}, "mean": {}, "all": {}, "none": {}}
+    rows = {}
+    for pair in pairs:
+        mask = torch.from_numpy(read_mask(root / pair.mask) > config.mask_threshold)[None]
+        found = torch.from_numpy(predict_one(trained, read_image(root / pair.image).rgb, views))[None]
+        found = _like(found, mask)
+        answers = {"model": found, "mean": _like(mean, mask), "all": torch.ones_like(found)}
+        sums = {
+            name: sums_of(answer, mask, config.stretch_predictions)
+            for name, answer in (answers | {"none": torch.zeros_like(found)}).items()
+        }
+        for name, one in sums.items():
+            _add(totals[name], one)
+        rows[pair.image] = {name: float(total) for name, (total, n) in sums["model"].items() if n and not total.dim()}
+    scores = {name: _conclude(summed) for name, summed in totals.items()}
+    best = {
+        f"baseline/{one}": _best([scores[name].get(one, np.nan) for name in ("mean", "all", "none")], one)
+        for one in scores["model"]
+    }
+    return Scored(scores={"pictures": float(len(pairs)), **scores["model"], **best}, rows=rows)
+
+
+def _mean_mask(trained: Trained) -> Tensor:
+    train = trained.splits.train
+    assert isinstance(train, PairSamples)
+    return mean_mask(train)[None]
+
+
+def _like(prediction: Tensor, mask: Tensor) -> Tensor:
+    if prediction.shape == mask.shape:
+        return prediction
+    resized = torch.nn.functional.interpolate(
+        prediction[None], size=mask.shape[-2:], mode="bilinear", align_corners=False, antialias=True
+    )
+    return resized[0].clamp(0, 1)
+
+
+def _add(totals: Sums, sums: Mapping[str, tuple[Tensor, int]]) -> None:
+    for name, (total, number) in sums.items():
+        before, counted = totals.get(name, (torch.zeros_like(total), 0))
+        totals[name] = (before + total, counted + number)
+
+
+def _conclude(totals: Sums) -> dict[str, float]:
+    means = {name: total / number for name, (total, number) in totals.items() if number}
+    plain = {name: float(mean) for name, mean in means.items() if not mean.dim()}
+    return plain | conclude_curves({name: mean for name, mean in means.items() if mean.dim()})
+
+
+def _best(values: Sequence[float], name: str) -> float:
+    return float(np.nanmin(values) if name in _LOWER_IS_BETTER else np.nanmax(values))

@@ -1,0 +1,148 @@
+"""Masks of other pictures and measures on named test sets; nothing of a person's is written over."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rigfit.errors import DataError, UsageError
+from rigfit.recipes.segmentation import verbs
+from rigfit.recipes.segmentation.predict import Views, predict_one, read_scales, segmentation_task
+from rigfit.recipes.segmentation.scores import measure
+from rigfit.task import Trained
+from tests.recipes.segmentation.toy_pairs import tiny_task, toy_data, toy_pair, write_pairs
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Trained:
+    run = tmp_path / "run"
+    config, splits = toy_data(run)
+    task = tiny_task().eval()
+    task.config = config
+    return Trained(config=config, task=task, splits=splits, folder=run, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "deeper").mkdir(parents=True)
+    Image.fromarray(toy_pair(0, 50, 70)[0]).save(folder / "one.jpg")
+    Image.fromarray(toy_pair(1, 31, 20)[0]).save(folder / "deeper/two.png")
+    return folder
+
+
+def test_masks_and_overlays_have_the_names_and_sizes_of_their_pictures(
+    trained: Trained, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "broken.png").write_bytes(b"\x89PNG nothing")
+    told = verbs.predict(trained, pictures, out=tmp_path / "out", scales="1,2")
+    place = tmp_path / "out" / "photos"
+    for kind, mode in (("masks", "L"), ("overlays", "RGB")):
+        for name, size in (("one", (70, 50)), ("deeper/two", (20, 31))):
+            with Image.open(place / kind / f"{name}.png") as image:
+                assert (image.size, image.mode) == (size, mode)
+    rows = list(csv.reader((place / "masks.tsv").open(), delimiter="\t"))
+    assert [row[0] for row in rows] == ["image", "deeper/two.png", "one.jpg"]
+    assert "broken.png" in told
+    assert "2 pictures" in told
+
+
+def test_what_is_written_is_the_probability_after_one_sigmoid(trained: Trained, pictures: Path, tmp_path: Path) -> None:
+    verbs.predict(trained, pictures / "one.jpg", out=tmp_path / "out", flips=False)
+    with Image.open(pictures / "one.jpg") as image:
+        small = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
+    batch = torch.from_numpy(small.transpose(2, 0, 1).copy())[None]
+    with torch.no_grad():
+        logits = segmentation_task(trained).network(batch).logits
+    expected = torch.nn.functional.interpolate(
+        logits.sigmoid(), size=(50, 70), mode="bilinear", align_corners=False, antialias=True
+    )
+    with Image.open(tmp_path / "out/one/masks/one.png") as image:
+        assert np.abs(np.asarray(image) / 255 - expected[0, 0].numpy()).max() < 1 / 255
+
+
+def test_looking_at_a_mirrored_picture_gives_the_mirrored_mask(trained: Trained) -> None:
+    rgb = toy_pair(0, 64, 64)[0]
+    views = Views(flips=True, scales=(1.0, 1.5))
+    one, other = (predict_one(trained, np.ascontiguousarray(picture), views) for picture in (rgb, rgb[:, ::-1]))
+    assert np.allclose(one, other[:, ::-1], atol=1e-5)
+    plain = Views(flips=False, scales=(1.0,))
+    assert np.abs(predict_one(trained, rgb, plain) - one).max() > 1e-4
+    assert Views(flips=False, scales=(0.75, 1.0, 1.25)).sizes(352) == [256, 352, 448]
+
+
+@pytest.mark.parametrize("text", ["", "1,x", "0", "-1", "1,99"])
+def test_scales_that_are_none_are_refused_with_some_that_work(text: str) -> None:
+    with pytest.raises(UsageError, match="scales is") as caught:
+        read_scales(text)
+    assert read_scales(caught.value.remedy.split("--scales ")[1].rstrip(".")) == (0.75, 1.0, 1.25)
+
+
+def test_the_same_pictures_again_replace_their_results_and_nothing_else_is_written_over(
+    trained: Trained, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    verbs.predict(trained, pictures, out=out)
+    verbs.predict(trained, pictures, out=out)
+    mine = out / "photos/masks/three.png"
+    mine.write_text("a person's")
+    Image.fromarray(toy_pair(2)[0]).save(pictures / "three.png")
+    with pytest.raises(UsageError, match=r"three.png is there and not a result"):
+        verbs.predict(trained, pictures, out=out)
+    assert mine.read_text() == "a person's"
+    other = tmp_path / "elsewhere" / "photos"
+    other.mkdir(parents=True)
+    Image.fromarray(toy_pair(3)[0]).save(other / "a.png")
+    with pytest.raises(UsageError, match="holds the results of `segmentation predict"):
+        verbs.predict(trained, other, out=out)
+    with pytest.raises(UsageError, match="holds files that are not rigfit's"):
+        verbs.predict(trained, other, out=other.parent)
+
+
+def test_masks_written_into_the_folder_of_pictures_are_not_looked_at_the_next_time(
+    trained: Trained, pictures: Path
+) -> None:
+    for _ in range(2):
+        assert "2 pictures" in verbs.predict(trained, pictures, out=pictures / "results")
+
+
+def test_pictures_that_are_not_there_are_told(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="There is no file or folder"):
+        verbs.predict(trained, tmp_path / "nowhere", out=tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no pictures"):
+        verbs.predict(trained, tmp_path / "empty", out=tmp_path / "out")
+
+
+def test_named_test_sets_are_measured_at_the_size_of_their_masks_beside_a_baseline(
+    trained: Trained, tmp_path: Path
+) -> None:
+    root = tmp_path / "benchmarks"
+    for number, name in enumerate(("CAMO", "NC4K")):
+        write_pairs(root / name / "Imgs", root / name / "GT", range(10 * number, 10 * number + 3))
+    told: Any = verbs.score(trained, out=tmp_path / "scores", folder=root)
+    assert "CAMO: 3 pictures" in told
+    (camo, nc4k) = list(csv.DictReader((tmp_path / "scores/scores.tsv").open(), delimiter="\t"))
+    assert (camo["set"], nc4k["set"]) == ("CAMO", "NC4K")
+    values = []
+    for number in range(3):
+        rgb, mask = np.asarray(Image.open(root / f"CAMO/Imgs/pair{number:03d}.jpg")), toy_pair(number)[1]
+        found = predict_one(trained, rgb, Views(flips=False, scales=(1.0,)))
+        assert found.shape == mask.shape == (40, 48)
+        values.append(float(measure(torch.from_numpy(found)[None], torch.from_numpy(mask)[None] > 127)["s_measure"]))
+    assert float(camo["s_measure"]) == pytest.approx(np.mean(values), abs=1e-4)
+    assert float(camo["baseline/mae"]) <= float(np.mean([toy_pair(n)[1].mean() / 255 for n in range(3)])) + 1e-4
+    rows = list(csv.DictReader((tmp_path / "scores/CAMO.tsv").open(), delimiter="\t"))
+    assert [row["image"] for row in rows] == [f"CAMO/Imgs/pair{number:03d}.jpg" for number in range(3)]
+
+
+def test_a_run_whose_data_had_no_test_sets_is_told_how_to_name_some(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="without test sets") as caught:
+        verbs.score(trained, out=tmp_path / "scores")
+    assert "--folder" in caught.value.remedy
