@@ -72,8 +72,8 @@ class WorkloadConfig(BaseModel):
     )
     optimizer: Optimizer = Field(
         "adamw",
-        description="adamw; adamw8bit: moments of 1 byte instead of 4 (needs bitsandbytes), never chosen by itself; sgd "
-        "and lars: one moment (momentum 0.9); lars scales each matrix's rate by the ratio of norms",
+        description="adamw; adamw8bit: moments of 1 byte instead of 4 (needs bitsandbytes), never chosen by itself; "
+        "sgd, lars: one moment (momentum 0.9); lars multiplies the rate of each matrix by a ratio of norms",
     )
     weight_decay: float = Field(0.05, ge=0, description="decay of matrices; vectors, norms and biases get none")
     beta2: float = Field(0.95, gt=0, lt=1, description="AdamW second-moment decay")

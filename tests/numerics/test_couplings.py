@@ -16,6 +16,7 @@ from rigfit.training.distributed import World
 from rigfit.training.loader import Loader, Stream
 from rigfit.training.step import StepSettings, accumulate_gradients, count_items
 from rigfit.workload import WorkloadConfig
+from tests.recipes.contrastive.toy import SIZES as CONTRASTIVE_SIZES
 from tests.recipes.ocr.toy_lines import SIZES as LINE_SIZES
 from tests.recipes.vqa.tiny import SIZES
 
@@ -33,17 +34,22 @@ TINY: dict[str, dict[str, Any]] = {
         "decoder_dim": 16,
         "decoder_layers": 1,
     },
+    "contrastive": {**CONTRASTIVE_SIZES, "norm_shuffle": 1},
     "ocr": {**LINE_SIZES, "patch_width": 4, "max_tokens": 8},
     "vqa": SIZES,
 }
 COUPLED: list[tuple[str, dict[str, Any]]] = [
     ("autoencoder", {"dropout": 0.3}),
+    ("contrastive", {"batch_norm": "plain"}),
+    ("contrastive", {"batch_norm": "sync"}),
+    ("contrastive", {"method": "moco_v3", "queue_size": None}),
+    ("contrastive", {"method": "moco_v3", "queue_size": None, "batch_norm": "group"}),
     ("ocr", {"dropout": 0.3}),
     ("vqa", {"lora_r": 4, "lora_dropout": 0.3}),
 ]
 
 # Where a recipe computes its loss in float32 whatever its weights are, that is what the comparison can tell.
-DIFFERENCE = {"autoencoder": 1e-10, "ocr": 1e-5, "vqa": 1e-5}
+DIFFERENCE = {"autoencoder": 1e-10, "contrastive": 1e-10, "ocr": 1e-5, "vqa": 1e-5}
 
 
 class Noise:
@@ -64,7 +70,7 @@ class Noise:
 def gradient_of_one_step(recipe_name: str, overrides: dict[str, Any], micro_batch_size: int) -> tuple[Tensor, bool]:
     """Return the gradient of one step of eight samples in float64, and whether the config declares a coupling."""
     recipe = RECIPES[recipe_name]
-    config = recipe.config(**TINY[recipe_name], **overrides)
+    config = recipe.config(**{**TINY[recipe_name], **overrides})
     torch.manual_seed(0)
     task = load_module(recipe.task_module).build(config).double().train()
     layout = BatchLayout(micro_batch_sizes=(micro_batch_size,), accumulation_steps=8 // micro_batch_size)

@@ -14,7 +14,6 @@ from rigfit.training.adamw8bit import build_adamw8bit, load_moments
 from rigfit.training.lars import Lars
 from rigfit.workload import Optimizer
 
-
 MOMENTUM = 0.9
 """Of sgd and lars: what MoCo (arXiv:1911.05722, 2104.02057) and LARS (arXiv:1708.03888) were trained with."""
 

@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 
 def prepare_data(config: ContrastiveConfig, folder: Path, progress: Progress) -> None:
-    """Look at every picture of `config.data`; write `index.json` and `pairs.png`, what training will see, into `folder`.
+    """Look at every picture of `config.data`; write `index.json` and `pairs.png` (what training sees) into `folder`.
 
     Raises:
         UsageError: No data, or a missing folder.
@@ -47,7 +47,11 @@ def prepare_data(config: ContrastiveConfig, folder: Path, progress: Progress) ->
         *([SAMPLE_FACT] if is_sample else []),
         *found.facts,
         *([f"left out: {count(len(bad), 'picture')} that cannot be read, such as {bad[0]}"] if bad else []),
-        *([f"{count(num_copies, 'picture')} are copies of others, and on the same side as these"] if num_copies else []),
+        *(
+            [f"{count(num_copies, 'picture')} are copies of others, and on the same side as these"]
+            if num_copies
+            else []
+        ),
     ]
     index = Index(root=None if is_sample else str(root), rows=tuple(rows), classes=found.classes, facts=tuple(facts))
     if not index.numbers("train"):
@@ -65,7 +69,7 @@ def open_data(config: ContrastiveConfig, folder: Path) -> Splits:
     """
     index = read_index(folder)
     root = root_of(index, config, folder)
-    sizes = Counter(row.split for row in index.rows)
+    sizes: Counter[str] = Counter(row.split for row in index.rows)
     facts = (*index.facts, *describe_run(config, sizes), *describe_changes(config))
     return Splits(
         train=_samples(index, root, config, "train"),
@@ -103,9 +107,7 @@ def _samples(index: Index, root: Path, config: ContrastiveConfig, split: str) ->
     )
 
 
-def _look_at(
-    root: Path, pictures: Sequence[Picture], progress: Progress
-) -> tuple[list[Picture], list[str], list[str]]:
+def _look_at(root: Path, pictures: Sequence[Picture], progress: Progress) -> tuple[list[Picture], list[str], list[str]]:
     """Return the readable pictures, a digest of each file, and the paths of the others."""
     good, digests, bad = [], [], []
     for number, picture in enumerate(pictures):

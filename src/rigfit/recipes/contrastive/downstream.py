@@ -14,7 +14,7 @@ from torch import Tensor
 from rigfit.errors import DataError, UsageError
 from rigfit.images.decode import read_image
 from rigfit.recipes.contrastive.augment import plain_view
-from rigfit.recipes.contrastive.config import SAMPLE_NAME, ContrastiveConfig
+from rigfit.recipes.contrastive.config import SAMPLE_NAME
 from rigfit.recipes.contrastive.index import Row, read_index, split_rows
 from rigfit.recipes.contrastive.layout import find_pictures
 from rigfit.recipes.contrastive.task import ContrastiveTask, build, contrastive
@@ -137,5 +137,3 @@ def features_of(task: ContrastiveTask, part: Part, device: torch.device) -> Tens
         for start in range(0, len(part), _PASS_SIZE)
     ]
     return torch.cat(found)
-
-

@@ -55,19 +55,20 @@ def draw_texture(name: str, rng: np.random.Generator, side: int = SIDE) -> NDArr
     across = (y * np.cos(angle) - x * np.sin(angle)) * 2 * np.pi / period + shift[1]
     centre = rng.uniform(0.2, 0.8, 2) * side
     far = np.hypot(x - centre[0], y - centre[1])
-    pattern = {
-        "stripes": lambda: np.sin(along),
-        "checks": lambda: np.sign(np.sin(along) * np.sin(across)),
-        "dots": lambda: np.where(np.sin(along) + np.sin(across) > 1.0, 1.0, -1.0),
-        "rings": lambda: np.sin(far * 2 * np.pi / period + shift[0]),
-        "waves": lambda: np.sin(along + 1.5 * np.sin(across * 0.7)),
-        "blobs": lambda: _smooth_noise(side, period, rng),
-    }[name]()
+    patterns = {
+        "stripes": np.sin(along),
+        "checks": np.sign(np.sin(along) * np.sin(across)),
+        "dots": np.where(np.sin(along) + np.sin(across) > 1.0, 1.0, -1.0),
+        "rings": np.sin(far * 2 * np.pi / period + shift[0]),
+        "waves": np.sin(along + 1.5 * np.sin(across * 0.7)),
+    }
+    pattern = patterns[name] if name in patterns else _smooth_noise(side, period, rng)
     dark, bright = rng.uniform(20, 120, 3), rng.uniform(120, 240, 3)
     share = (pattern[..., None] + 1) / 2
     light = 1 + 0.3 * (x - side / 2)[..., None] / side * rng.uniform(-1, 1)
     picture = (dark + share * (bright - dark)) * light + rng.normal(0, 8, (side, side, 3))
-    return picture.clip(0, 255).astype(np.uint8)
+    drawn: NDArray[np.uint8] = picture.clip(0, 255).astype(np.uint8)
+    return drawn
 
 
 def _smooth_noise(side: int, period: float, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -33,7 +33,7 @@ def spread_of(features: Tensor) -> float:
 
 
 def as_pixels(pictures: Tensor, side: int = 16) -> Tensor:
-    """Return uint8 `pictures` (batch, 3, height, width) as features without a network: their small versions, centred."""
+    """Return uint8 `pictures` (batch, 3, height, width) as features without a network: made small, and centred."""
     small = F.adaptive_avg_pool2d(pictures.float() / 255, side).flatten(1)
     return F.normalize(small - small.mean(dim=1, keepdim=True), dim=1)
 

@@ -67,9 +67,7 @@ def find_pictures(root: Path) -> Found:
     folders = [(side, _named(folder, _IMAGES) or folder) for side, folder in sides]
     found = [(side, folder, path) for side, folder in folders for path in _files(folder)]
     if not found:
-        raise DataError(
-            f"{root} holds no pictures.", f"Give a folder with {', '.join(sorted(SUFFIXES))}: data=FOLDER."
-        )
+        raise DataError(f"{root} holds no pictures.", f"Give a folder with {', '.join(sorted(SUFFIXES))}: data=FOLDER.")
     named = [path.relative_to(folder).parts[:-1] for _, folder, path in found]
     classes = tuple(sorted({parts[0] for parts in named if parts})) if all(named) else ()
     is_classed = len(classes) > 1
@@ -114,7 +112,7 @@ def _sides(root: Path) -> list[tuple[Side, Path]]:
     if train is None:
         return [("train", root)]
     tests = [folder for name in _TEST if (folder := _named(root, (name,))) is not None]
-    return [("train", train), *(("test", folder) for folder in tests)]  # type: ignore[list-item]
+    return [("train", train), *(("test", folder) for folder in tests)]
 
 
 def _named(folder: Path, names: Sequence[str]) -> Path | None:

@@ -22,10 +22,10 @@ def fit_linear(features: Tensor, labels: Tensor, *, num_classes: int, weight_dec
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(inputs @ weight.T + bias, labels) + weight_decay / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     classifier = nn.Linear(features.shape[1], num_classes)
     with torch.no_grad():
         classifier.weight.copy_(weight / std)

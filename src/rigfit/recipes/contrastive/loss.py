@@ -16,9 +16,11 @@ def queue_losses(
     """Return the loss of each query (arXiv:1911.05722, equation 1), shape (batch,).
 
     Args:
-        queries, keys: (batch, width), of length 1; keys[i] is the positive of queries[i].
+        queries: (batch, width), of length 1.
+        keys: (batch, width), of length 1; keys[i] is the positive of queries[i].
         negatives: (num_negatives, width), of length 1.
-        numbers, of_negatives: Which picture each is of: a negative of the query's own picture is left out.
+        numbers: Which picture each query is of.
+        of_negatives: Which picture each negative is of: those of the query's own are left out.
         temperature: Similarities are divided by it.
     """
     positive = (queries * keys).sum(dim=1, keepdim=True)
@@ -37,7 +39,8 @@ def batch_losses(
         queries: (batch, width), of length 1.
         keys: (all, width), of length 1; keys[offset + i] is the positive of queries[i].
         offset: Where this rank's keys begin.
-        numbers, of_keys: Which picture each is of: another key of the query's own picture is left out.
+        numbers: Which picture each query is of.
+        of_keys: Which picture each key is of: another key of the query's own picture is left out.
         temperature: Similarities are divided by it; the loss is multiplied by twice that.
     """
     labels = (offset + torch.arange(len(queries), device=queries.device)).clamp(max=len(keys) - 1)

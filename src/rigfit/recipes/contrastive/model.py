@@ -44,7 +44,8 @@ def build_encoder(config: ContrastiveConfig) -> Encoder:
     backbone = build_backbone(config)
     hidden, embedding, layers = config.widths
     return Encoder(
-        backbone, mlp(width_of(backbone), hidden, embedding, layers=layers, has_norms=config.is_v3, is_output_normed=True)
+        backbone,
+        mlp(width_of(backbone), hidden, embedding, layers=layers, has_norms=config.is_v3, is_output_normed=True),
     )
 
 

@@ -6,7 +6,7 @@ how many passes and ranks there were.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,34 +121,35 @@ class SyncedNorm(torch.autograd.Function):
         over = [number for number in range(inputs.dim()) if number != 1]
         share = float(is_counted)
         count = inputs.numel() // inputs.shape[1] * share
-        sums = torch.cat([wide.sum(over) * share, wide.new_full((1,), count)])
+        # Sums in float64: added up in float32, ranks would differ from one process in the seventh digit at every layer.
+        sums = torch.cat([wide.sum(over, dtype=torch.float64) * share, wide.new_full((1,), count, dtype=torch.float64)])
         dist.all_reduce(sums)
         total = sums[-1].clamp(min=1)
-        mean = sums[:-1] / total
+        mean = (sums[:-1] / total).to(wide.dtype)
         centred = wide - _along(mean, inputs)
-        squares = centred.square().sum(over) * share
+        squares = centred.square().sum(over, dtype=torch.float64) * share
         dist.all_reduce(squares)
-        scale = (squares / total + eps).rsqrt()
+        scale = (squares / total + eps).rsqrt().to(wide.dtype)
         normed = centred * _along(scale, inputs)
         if weight is not None and bias is not None:
             normed = normed * _along(weight, inputs) + _along(bias, inputs)
         ctx.save_for_backward(inputs, weight, mean, scale, total)
         ctx.share = share
-        var = squares / (total - 1).clamp(min=1)
+        var = (squares / (total - 1).clamp(min=1)).to(wide.dtype)
         ctx.mark_non_differentiable(mean, var)
         return normed.to(inputs.dtype), mean, var
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
         """Return the gradients of inputs, weight and bias; those of the weights are this rank's share."""
         inputs, weight, mean, scale, total = ctx.saved_tensors
         over = [number for number in range(inputs.dim()) if number != 1]
         wide = gradients[0].to(mean.dtype)
         normed = (inputs.to(mean.dtype) - _along(mean, inputs)) * _along(scale, inputs)
-        of_bias, of_weight = wide.sum(over), (wide * normed).sum(over)
+        of_bias, of_weight = (part.sum(over, dtype=torch.float64) for part in (wide, wide * normed))
         sums = torch.stack([of_bias, of_weight]) * ctx.share
         dist.all_reduce(sums)
-        sums = sums / total * ctx.share
+        sums = (sums / total * ctx.share).to(wide.dtype)
         change = wide - _along(sums[0], inputs) - normed * _along(sums[1], inputs)
         factor = scale if weight is None else scale * weight
         of_inputs = (change * _along(factor, inputs)).to(inputs.dtype)
@@ -193,33 +194,3 @@ def finish_norms(layers: Sequence[BatchNorm], ranks: Ranks) -> None:
         layer.mean_sum.zero_()
         layer.var_sum.zero_()
         layer.num_summed = 0
-
-
-def query_groups(num_samples: int, group_size: int) -> list[list[int]]:
-    """Return the groups of BatchNorm of the queries: `group_size` samples after one another."""
-    return [
-        list(range(start, min(start + group_size, num_samples))) for start in range(0, num_samples, group_size)
-    ]
-
-
-def key_groups(num_samples: int, group_size: int, num_mixed: int) -> list[list[int]]:
-    """Return the groups of the keys: each takes equally many from every one of `num_mixed` groups of queries.
-
-    So the statistics of a key's group say nothing about which of these groups its query was in: what MoCo shuffles
-    keys between GPUs for (arXiv:1911.05722, section 3.3), and the same on any number of ranks.
-    """
-    size = group_size * num_mixed
-    groups = []
-    for start in range(0, num_samples, size):
-        block = range(start, min(start + size, num_samples))
-        count = -(-len(block) // group_size)
-        groups += [list(block[number::count]) for number in range(count)]
-    return groups
-
-
-def by_size(groups: Iterable[list[int]]) -> list[tuple[int, list[int]]]:
-    """Return (number of groups, samples in the order that `Pass` asks for) for every size of group there is."""
-    found: dict[int, list[list[int]]] = {}
-    for group in groups:
-        found.setdefault(len(group), []).append(group)
-    return [(len(alike), [sample for row in zip(*alike, strict=True) for sample in row]) for alike in found.values()]

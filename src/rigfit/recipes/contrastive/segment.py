@@ -99,7 +99,7 @@ def fit_probe(
             logits = probe(maps[chosen].to(device), (size, size))
             loss = F.cross_entropy(logits, targets[chosen].to(device))
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
     return probe.eval()
 
@@ -166,20 +166,22 @@ def fit_unet(
             targets = torch.stack([target for _, target in drawn]).to(device)
             loss = F.cross_entropy(model(normalised(pictures, torch.float32)), targets)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
     return model.eval()
 
 
-def draw_crop(
-    part: Part, index: int, size: int, threshold: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+def draw_crop(part: Part, index: int, size: int, threshold: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Return a random crop as uint8 (3, size, size) and its mask as classes; a smaller picture is filled up."""
     picture, mask = part.picture(index), foreground(part.values(index), threshold)
     high, wide = max(0, size - picture.shape[0]), max(0, size - picture.shape[1])
     if high or wide:
-        picture = np.pad(picture, ((0, high), (0, wide), (0, 0)), mode="reflect" if min(picture.shape[:2]) > max(high, wide) else "edge")
+        picture = np.pad(
+            picture,
+            ((0, high), (0, wide), (0, 0)),
+            mode="reflect" if min(picture.shape[:2]) > max(high, wide) else "edge",
+        )
         mask = np.pad(mask, ((0, high), (0, wide)), mode="reflect" if min(mask.shape) > max(high, wide) else "edge")
     top, left = int(rng.integers(picture.shape[0] - size + 1)), int(rng.integers(picture.shape[1] - size + 1))
     picture, mask = picture[top : top + size, left : left + size], mask[top : top + size, left : left + size]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from rigfit.recipes.contrastive.baseline import PixelBaseline
 from rigfit.recipes.contrastive.config import ContrastiveConfig
 from rigfit.recipes.contrastive.exported import write_backbone
 from rigfit.recipes.contrastive.facts import chance_level, keys_in_use
+from rigfit.recipes.contrastive.grouping import key_groups, query_groups, run_in_groups
 from rigfit.recipes.contrastive.knn import momentum_at, spread_of, vote
 from rigfit.recipes.contrastive.loss import batch_losses, gather_keys, queue_losses
 from rigfit.recipes.contrastive.model import (
@@ -27,14 +28,12 @@ from rigfit.recipes.contrastive.model import (
 from rigfit.recipes.contrastive.norm import (
     BatchNorm,
     Pass,
-    by_size,
     finish_norms,
-    key_groups,
-    query_groups,
     replace_norms,
 )
-from rigfit.recipes.contrastive.queue import Queue, resized
+from rigfit.recipes.contrastive.queue import Queue
 from rigfit.recipes.contrastive.samples import PairSamples, Pictures
+from rigfit.recipes.contrastive.start import adapt
 from rigfit.task import Batch, MetricSums, Ranks, Task
 from rigfit.workload import Samples, Splits
 
@@ -112,49 +111,36 @@ class ContrastiveTask(Task):
         first, second = batch["image"].unbind(dim=1)
         self.running.is_counted = not self.is_filler
         if self.queue is not None:
-            queries = self.queries(first)
-            keys = self.keys(second)
-            self._remember_keys(keys, batch["index"])
-            return self._queue_losses(queries, keys, batch["index"]).sum()
+            query, key = self.queries(first), self.keys(second)
+            self._remember_keys(key, batch["index"])
+            return self._queue_losses(query, key, batch["index"]).sum()
         queries = [self.queries(view) for view in (first, second)]
         keys = [self.keys(view) for view in (second, first)]
         return sum(
-            (
-                self._batch_losses(query, key, batch["index"]).sum()
-                for query, key in zip(queries, keys, strict=True)
-            ),
-            start=torch.zeros((), device=first.device),
+            (self._batch_losses(query, key, batch["index"]).sum() for query, key in zip(queries, keys, strict=True)),
+            start=queries[0].new_zeros(()),
         )
 
     def queries(self, pictures: Tensor) -> Tensor:
         """Return what the encoder that learns makes of uint8 pictures: (batch, width) of length 1."""
         groups = query_groups(len(pictures), self.config.norm_group_size)
-        return F.normalize(self._grouped(self._predicted, pictures, groups).float(), dim=1)
+        return to_length_1(self._grouped(self._predicted, pictures, groups))
 
     @torch.no_grad()
     def keys(self, pictures: Tensor) -> Tensor:
         """Return what the momentum encoder makes of uint8 pictures: (batch, width) of length 1."""
         groups = key_groups(len(pictures), self.config.norm_group_size, self.config.norm_shuffle)
-        return F.normalize(self._grouped(self.momentum_encoder, pictures, groups).float(), dim=1)
+        return to_length_1(self._grouped(self.momentum_encoder, pictures, groups))
 
     def _predicted(self, pictures: Tensor) -> Tensor:
         predicted: Tensor = self.predictor(self.encoder(pictures))
         return predicted
 
-    def _grouped(self, network: Any, pictures: Tensor, groups: list[list[int]]) -> Tensor:
-        """Run `network` with BatchNorm over `groups`; groups of one size go through together."""
-        self.running.num_groups = 1
-        if self.config.batch_norm != "group" or not self.training or len(groups) == 1:
-            found: Tensor = network(self._to_input(pictures))
-            return found
-        parts, order = [], []
-        for num_groups, samples in by_size(groups):
-            self.running.num_groups = num_groups
-            chosen = pictures.index_select(0, torch.tensor(samples, device=pictures.device))
-            parts.append(network(self._to_input(chosen)))
-            order += samples
-        back = sorted(range(len(order)), key=order.__getitem__)
-        return torch.cat(parts).index_select(0, torch.tensor(back, device=pictures.device))
+    def _grouped(self, network: Callable[[Tensor], Tensor], pictures: Tensor, groups: list[list[int]]) -> Tensor:
+        """Run `network` with BatchNorm over `groups`, or over the pass."""
+        is_grouped = self.config.batch_norm == "group" and self.training
+        parts = groups if is_grouped else [list(range(len(pictures)))]
+        return run_in_groups(lambda chosen: network(self._to_input(chosen)), pictures, parts, self.running)
 
     def _to_input(self, pictures: Tensor) -> Tensor:
         dtype = next(self.encoder.parameters()).dtype
@@ -196,7 +182,8 @@ class ContrastiveTask(Task):
         """Move running statistics, the momentum encoder and the queue, once for the whole step."""
         finish_norms([part for part in self.modules() if isinstance(part, BatchNorm)], ranks)
         momentum = self.momentum_at(ranks.progress)
-        ours, theirs = list(self.encoder.parameters()), list(self.momentum_encoder.parameters())
+        ours: list[Tensor] = list(self.encoder.parameters())
+        theirs: list[Tensor] = list(self.momentum_encoder.parameters())
         torch._foreach_lerp_(theirs, ours, 1 - momentum)
         if self.queue is not None:
             held, self.step_keys = self.step_keys, []
@@ -215,7 +202,7 @@ class ContrastiveTask(Task):
     # --- evaluation
 
     def bank_samples(self) -> Samples | None:
-        """Return training pictures, evenly spread: neighbours to look among, and for v3 negatives of held-out queries."""
+        """Return training pictures, evenly spread: neighbours, and for v3 the negatives of held-out queries."""
         pictures = self.train_pictures
         if pictures is None:
             return None
@@ -240,10 +227,10 @@ class ContrastiveTask(Task):
 
     def features(self, pictures: Tensor) -> Tensor:
         """Return what the backbone makes of uint8 pictures: (batch, width) of length 1; in eval mode as it is."""
-        return F.normalize(self.encoder.backbone(self._to_input(pictures)).float(), dim=1)
+        return to_length_1(self.encoder.backbone(self._to_input(pictures)))
 
     def evaluate(self, batch: Batch) -> MetricSums:
-        """Return loss and kNN hits. The loss of v3 has negatives from the bank: those of a pass depend on the layout."""
+        """Return loss and kNN hits; v3 has negatives from the bank, for those of a pass depend on the layout."""
         first, second = batch["image"].unbind(dim=1)
         sizes = len(first)
         metrics: dict[str, tuple[Tensor, int]] = {}
@@ -322,35 +309,18 @@ class ContrastiveTask(Task):
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return `state` with the queue of another size refilled, or a bare backbone put into both encoders."""
-        own = self.state_dict()
-        backbone = self.encoder.backbone.state_dict().keys()
-        if not any(name.startswith("encoder.") for name in state) and backbone & state.keys():
-            bare = {name: value for name, value in state.items() if name in backbone}
-            self.adaptations = (f"{len(bare)} tensors of a bare backbone, for encoder and momentum encoder",)
-            return {
-                f"{encoder}.backbone.{name}": value.clone()
-                for encoder in ("encoder", "momentum_encoder")
-                for name, value in bare.items()
-            }
-        adapted = dict(state)
-        old = state.get("queue.keys")
-        if self.queue is None or old is None or old.shape[1] != self.queue.keys.shape[1]:
-            return {name: value for name, value in adapted.items() if name in own}
-        if old.shape != self.queue.keys.shape:
-            fresh = self.queue.keys
-            keys, numbers, pushed = resized(
-                old.to(fresh), state["queue.numbers"].cpu(), int(state["queue.num_pushed"]), fresh
-            )
-            adapted |= {"queue.keys": keys, "queue.numbers": numbers, "queue.num_pushed": pushed}
-            self.adaptations = (
-                f"the queue went from {len(old):,} to {len(fresh):,} keys, the newest {int(pushed):,} kept",
-            )
+        adapted, self.adaptations = adapt(state, self.state_dict(), self.encoder.backbone.state_dict().keys())
         return adapted
 
     def write_export(self, folder: Path) -> bool:
         """Write the backbone alone, as timm loads it."""
         write_backbone(self.encoder.backbone, self.config, folder)
         return True
+
+
+def to_length_1(values: Tensor) -> Tensor:
+    """Return `values` (batch, width) divided by their lengths, in float32 or wider."""
+    return F.normalize(values.to(torch.promote_types(values.dtype, torch.float32)), dim=1)
 
 
 def contrastive(task: Task) -> ContrastiveTask:

@@ -40,9 +40,7 @@ def knn(trained: Trained, folder: str, *, out: Path, neighbours: int = 20) -> st
         return torch.cat([as_pixels(part.plain(range(row, min(row + 256, len(part))), size)) for row in rows])
 
     def top1(train: torch.Tensor, test: torch.Tensor) -> float:
-        found = vote(
-            test, train, measured.train.labels, neighbours=neighbours, num_classes=len(measured.classes)
-        )
+        found = vote(test, train, measured.train.labels, neighbours=neighbours, num_classes=len(measured.classes))
         return float((found == measured.test.labels).double().mean())
 
     tasks = {"pretrained": contrastive(trained.task), "fresh weights": fresh_task(trained)}
@@ -101,7 +99,7 @@ def _probe_masks(
     found = {}
     for name, task in tasks.items():
         backbone, size = task.encoder.backbone, img_size or task.config.img_size
-        shown = {"size": size, "threshold": threshold, "device": trained.device}
+        shown: dict[str, Any] = {"size": size, "threshold": threshold, "device": trained.device}
         fitted = fit_probe(backbone, measured.train, epochs=epochs, lr=lr, seed=0, **shown)
         found[name] = probe_iou(fitted, backbone, measured.test, **shown)
     found |= _constant(measured, threshold)
@@ -146,7 +144,7 @@ def finetune(
     threshold = threshold_of(measured.train)
     ours = contrastive(trained.task)
     tasks = {"pretrained": ours} | ({"fresh weights": fresh_task(trained)} if from_scratch else {})
-    shown = {"size": crop or ours.config.img_size, "threshold": threshold, "device": trained.device}
+    shown: dict[str, Any] = {"size": crop or ours.config.img_size, "threshold": threshold, "device": trained.device}
     found = {}
     for name, task in tasks.items():
         model = fit_unet(
@@ -196,9 +194,7 @@ def _constant(measured: Measured, threshold: int) -> dict[str, float]:
     }
 
 
-def _told(
-    what: str, found: dict[str, float], measured: Measured, out: Path, name: str, **settings: Any
-) -> str:
+def _told(what: str, found: dict[str, float], measured: Measured, out: Path, name: str, **settings: Any) -> str:
     """Write what was found as JSON, and return it in words."""
     path = writable_folder(out) / f"{name}.json"
     sizes = {"num_train": len(measured.train), "num_test": len(measured.test), "test": measured.origin}
