@@ -25,6 +25,11 @@ A sum is a scalar tensor, or a tensor of any shape that is the same in every bat
 class Ranks(Protocol):
     """All ranks of a run, as a task sees them once a step is over. Every rank must make the same calls."""
 
+    @property
+    def progress(self) -> float:
+        """Return how far the schedule has come with this step: 1.0 after the last."""
+        ...
+
     def sum(self, value: Tensor) -> Tensor:
         """Return `value` added up over all ranks; its shape is the same on each."""
         ...
@@ -48,6 +53,9 @@ class Task(nn.Module, ABC):
 
     Copying is right for the running statistics of BatchNorm, and slow for a large buffer that `finish_step` keeps."""
 
+    adaptations: tuple[str, ...] = ()
+    """What `adapt_state` changed, for the log."""
+
     is_filler: bool = False
     """True while forward is called on samples that count for nothing: they keep a rank in step with the others."""
 
@@ -68,6 +76,21 @@ class Task(nn.Module, ABC):
 
         Called on every rank once the weights have been updated, however many passes the step took.
         """
+        return
+
+    def bank_samples(self) -> Samples | None:
+        """Return samples that `evaluate` compares with (the training pictures of nearest neighbours), or None.
+
+        Before each evaluation they go through `remember`, and what all ranks found goes to `take_bank`.
+        """
+        return None
+
+    def remember(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what is kept of a batch of `bank_samples`: tensors whose first dimension is the sample."""
+        return {}
+
+    def take_bank(self, found: dict[str, Tensor]) -> None:
+        """Keep what `remember` returned for all of `bank_samples`, the same on every rank; their order may differ."""
         return
 
     def rate_factor(self, name: str) -> float:
@@ -129,7 +152,8 @@ class Task(nn.Module, ABC):
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return `state`, saved by this task under another config, changed so that it loads here.
 
-        Resamples positional embeddings, for example. Keys it cannot use are left out; the caller reports them.
+        Resamples positional embeddings, for example. Keys it cannot use are left out; the caller reports them, and
+        what the task added to `adaptations`.
         """
         return state
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Strategy = Literal["ddp", "fully_shard"]
-Optimizer = Literal["adamw", "adamw8bit"]
+Optimizer = Literal["adamw", "adamw8bit", "sgd", "lars"]
 
 # A stage may not change what the whole run shares.
 RUN_WIDE_KEYS = frozenset({"stages", "data", "name", "out", "seed", "deterministic", "init_from"})
@@ -22,8 +22,10 @@ RUN_WIDE_KEYS = frozenset({"stages", "data", "name", "out", "seed", "determinist
 class BatchCoupling(StrEnum):
     """What the samples of one forward pass share, hence what another layout cannot reproduce."""
 
-    BATCH_NORM = "batch norm: statistics come from one micro-batch"
-    IN_BATCH_NEGATIVES = "in-batch negatives: a sample is contrasted with its own micro-batch only"
+    BATCH_NORM = "batch norm: statistics come from the samples of one pass"
+    IN_BATCH_NEGATIVES = (
+        "in-batch negatives: a sample is contrasted with those of its own pass only; accumulation adds none"
+    )
     DROPOUT = "dropout: the random masks depend on how samples are grouped into micro-batches"
 
 
@@ -74,9 +76,10 @@ class WorkloadConfig(BaseModel):
     )
     optimizer: Optimizer = Field(
         "adamw",
-        description="adamw, or adamw8bit: moments of 1 byte instead of 4 (needs bitsandbytes); never chosen by itself",
+        description="adamw; adamw8bit: moments of 1 byte instead of 4 (needs bitsandbytes), never chosen by itself; "
+        "sgd, lars: one moment (momentum 0.9); lars multiplies the rate of each matrix by a ratio of norms",
     )
-    weight_decay: float = Field(0.05, ge=0, description="AdamW decay of matrices; vectors, norms and biases get none")
+    weight_decay: float = Field(0.05, ge=0, description="decay of matrices; vectors, norms and biases get none")
     beta2: float = Field(0.95, gt=0, lt=1, description="AdamW second-moment decay")
     clip_grad_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null switches clipping off")
     ema_decay: float | None = Field(
@@ -125,7 +128,7 @@ class WorkloadConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_optimizer(self) -> Self:
-        """Refuse what bitsandbytes cannot update: its kernels take whole weights, row after row."""
+        """Refuse what an optimizer cannot update: bitsandbytes takes whole weights row after row, LARS whole ones."""
         if self.optimizer == "adamw8bit" and self.strategy == "fully_shard":
             raise ValueError(
                 "optimizer=adamw8bit cannot update weights that strategy=fully_shard has cut into shards: "
@@ -135,6 +138,11 @@ class WorkloadConfig(BaseModel):
             raise ValueError(
                 "optimizer=adamw8bit would undo channels_last=true: its kernels lay weights out row after row: "
                 "use optimizer=adamw, or leave channels_last out"
+            )
+        if self.optimizer == "lars" and self.strategy == "fully_shard":
+            raise ValueError(
+                "optimizer=lars needs the norm of whole weights, which strategy=fully_shard has cut into shards: "
+                "use optimizer=sgd, or leave strategy out"
             )
         return self
 
@@ -188,6 +196,17 @@ class Measured(Protocol):
     def length(self, index: int) -> int:
         """Return how long sample `index` is (tokens, for example), quickly and without loading it."""
         ...
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """Samples that the model looks at in groups (BatchNorm over fixed groups, for example).
+
+    The samples of a step are counted off in groups of `group_size`, and no group is split between two passes: a group
+    holds the same samples whatever the layout. Micro-batches must be multiples of it (`WorkloadConfig.refusal`).
+    """
+
+    group_size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

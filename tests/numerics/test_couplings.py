@@ -16,6 +16,7 @@ from rigfit.training.distributed import World
 from rigfit.training.loader import Loader, Stream
 from rigfit.training.step import StepSettings, accumulate_gradients, count_items
 from rigfit.workload import WorkloadConfig
+from tests.recipes.contrastive.toy import SIZES as CONTRASTIVE_SIZES
 from tests.recipes.ocr.toy_lines import SIZES as LINE_SIZES
 from tests.recipes.segmentation.toy_pairs import SIZES as PAIR_SIZES
 from tests.recipes.vqa.tiny import SIZES
@@ -34,19 +35,24 @@ TINY: dict[str, dict[str, Any]] = {
         "decoder_dim": 16,
         "decoder_layers": 1,
     },
+    "contrastive": {**CONTRASTIVE_SIZES, "norm_shuffle": 1},
     "ocr": {**LINE_SIZES, "patch_width": 4, "max_tokens": 8},
     "segmentation": PAIR_SIZES,
     "vqa": SIZES,
 }
 COUPLED: list[tuple[str, dict[str, Any]]] = [
     ("autoencoder", {"dropout": 0.3}),
+    ("contrastive", {"batch_norm": "plain"}),
+    ("contrastive", {"batch_norm": "sync"}),
+    ("contrastive", {"method": "moco_v3", "queue_size": None}),
+    ("contrastive", {"method": "moco_v3", "queue_size": None, "batch_norm": "group"}),
     ("ocr", {"dropout": 0.3}),
     ("segmentation", {"norm": "batch", "img_size": 64}),
     ("vqa", {"lora_r": 4, "lora_dropout": 0.3}),
 ]
 
 # Where a recipe computes its loss in float32 whatever its weights are, that is what the comparison can tell.
-DIFFERENCE = {"autoencoder": 1e-10, "ocr": 1e-5, "segmentation": 1e-10, "vqa": 1e-5}
+DIFFERENCE = {"autoencoder": 1e-10, "contrastive": 1e-10, "ocr": 1e-5, "segmentation": 1e-10, "vqa": 1e-5}
 
 
 class Noise:

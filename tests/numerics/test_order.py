@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,3 +92,17 @@ def test_dealing_tiles_the_step_and_keeps_ranks_in_step(
     for passes, size in zip(dealt, micro_batch_sizes, strict=True):
         assert all(len(taken.positions) <= size for taken in passes)
     assert not dealt[0][0].is_filler
+
+
+@pytest.mark.parametrize("sizes", [(8,), (4,), (4, 4), (8, 4), (4, 4, 4)])
+@pytest.mark.parametrize("num_samples", [24, 23, 9, 4, 1])
+def test_no_group_is_split_between_passes(sizes: tuple[int, ...], num_samples: int) -> None:
+    layout = BatchLayout(micro_batch_sizes=sizes, accumulation_steps=24 // sum(sizes))
+    groups = [set(range(start, min(start + 4, num_samples))) for start in range(0, num_samples, 4)]
+    passes = [deal(range(num_samples), layout, rank, group_size=4) for rank in range(layout.world_size)]
+    taken = [set(one.positions) for rank in passes for one in rank if not one.is_filler]
+    assert sorted(position for one in taken for position in one) == list(range(num_samples))
+    assert all(group <= one or not group & one for group in groups for one in taken)
+    assert all(len(rank) == len(passes[0]) for rank in passes)
+    for rank, size in zip(passes, sizes, strict=True):
+        assert all(len(one.positions) <= size for one in rank)

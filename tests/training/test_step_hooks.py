@@ -79,7 +79,7 @@ def two_steps(world: World, sizes: tuple[int, ...], steps: int) -> tuple[float, 
         (num_items,) = distributed.sum_integers(world, [count_items(task, micro_batches)])
         accumulate_gradients(model, micro_batches, num_items=num_items, world=world, scaler=scaler, settings=SETTINGS)
         update_weights(model, optimizer, scaler, clip_grad_norm=None)
-        finish_step(task, world)
+        finish_step(task, world, progress=0.5)
     return float(task.total), task.steps
 
 

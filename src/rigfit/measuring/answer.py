@@ -98,7 +98,7 @@ def run_steps(question: Question) -> dict[str, Any]:
         accumulate_gradients(task, micro_batches, num_items=num_items, world=world, scaler=scaler, settings=settings)
         seconds.append((_now(device) - started) / _PASSES_PER_STEP)
         update_weights(task, optimizer, scaler, clip_grad_norm=settings.clip_grad_norm)
-        finish_step(task, world)
+        finish_step(task, world, progress=0.5)
         if average:
             average.update(task)
         if len(seconds) > 1 and sum(seconds) * _PASSES_PER_STEP > _ENOUGH_SECONDS:

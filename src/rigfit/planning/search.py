@@ -99,7 +99,7 @@ class _Search:
         recomputed: list[Recomputed] = ["all" if self.config.activation_checkpointing else "none"]
         strategies = [asked]
         is_open = self.prices is not None and isinstance(self.prices.costs(_first(self.config)), PaperCosts)
-        may_shard = self.config.strategy is None and self.config.optimizer != "adamw8bit"
+        may_shard = self.config.strategy is None and self.config.optimizer not in ("adamw8bit", "lars")
         if is_open and may_shard and self.rig.world_size > 1 and self.rig.kind == "cuda":
             strategies.append("fully_shard")
         if is_open and self.config.activation_checkpointing is None and self.prices and self.prices.num_blocks:

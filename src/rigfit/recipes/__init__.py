@@ -15,6 +15,7 @@ from typing import Any
 
 from rigfit.errors import RigfitError, UsageError
 from rigfit.recipes.autoencoder.config import AutoencoderConfig
+from rigfit.recipes.contrastive.config import ContrastiveConfig
 from rigfit.recipes.ocr.config import OcrConfig
 from rigfit.recipes.segmentation.config import SegmentationConfig
 from rigfit.recipes.vqa.config import VqaConfig
@@ -28,6 +29,14 @@ RECIPES: dict[str, Recipe] = {
         task_module="rigfit.recipes.autoencoder.task",
         data_module="rigfit.recipes.autoencoder.data",
         verbs_module="rigfit.recipes.autoencoder.verbs",
+    ),
+    "contrastive": Recipe(
+        name="contrastive",
+        summary="pictures without labels to a backbone (MoCo v2 and v3, any timm model; kNN and linear probes)",
+        config=ContrastiveConfig,
+        task_module="rigfit.recipes.contrastive.task",
+        data_module="rigfit.recipes.contrastive.data",
+        verbs_module="rigfit.recipes.contrastive.verbs",
     ),
     "ocr": Recipe(
         name="ocr",

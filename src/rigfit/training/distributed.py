@@ -124,6 +124,7 @@ class TensorExchange:
     """All ranks, as `Task.finish_step` sees them."""
 
     world: World
+    progress: float
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """Return `value` added up over all ranks."""

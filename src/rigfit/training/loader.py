@@ -19,7 +19,7 @@ from rigfit.errors import RigfitError
 from rigfit.planning.plan import BatchLayout
 from rigfit.task import Batch
 from rigfit.training.order import fingerprint, sample_at, sample_rng
-from rigfit.workload import Collating, Measured, Samples
+from rigfit.workload import Collating, Grouped, Measured, Samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,23 +46,30 @@ class Pass:
     is_filler: bool
 
 
-def deal(positions: Sequence[int], layout: BatchLayout, rank: int) -> list[Pass]:
+def deal(positions: Sequence[int], layout: BatchLayout, rank: int, *, group_size: int = 1) -> list[Pass]:
     """Return the forward passes of `rank` for one step of `positions`.
 
     Every rank gets equally many passes, none larger than its micro-batch; over all ranks, those that are no fillers
     hold every position exactly once. They are dealt pass by pass, so that what the ranks compute at the same time
     stands side by side in `positions`: where these are sorted by length, no rank waits for one with longer samples.
+
+    With a `group_size`, what is dealt are groups of so many positions, the last of which may be smaller; micro-batches
+    that are no multiples of it split groups all the same.
     """
-    parts = (layout.share(other, len(positions)) for other in range(layout.world_size))
+    if any(size % group_size for size in layout.micro_batch_sizes):
+        group_size = 1
+    groups = range(-(-len(positions) // group_size))
+    parts = (layout.share(other, len(groups)) for other in range(layout.world_size))
     shares = [stop - start for start, stop in parts]
-    num_passes = max(-(-share // size) for share, size in zip(shares, layout.micro_batch_sizes, strict=True))
+    sizes = [size // group_size for size in layout.micro_batch_sizes]
+    num_passes = max(-(-share // size) for share, size in zip(shares, sizes, strict=True))
     passes = []
     begin = 0
     for number in range(num_passes):
         for other, share in enumerate(shares):
             end = begin + share * (number + 1) // num_passes - share * number // num_passes
             if other == rank:
-                taken = tuple(positions[begin:end])
+                taken = tuple(positions[begin * group_size : end * group_size])
                 passes.append(Pass(positions=taken or (positions[0],), is_filler=not taken))
             begin = end
     return passes
@@ -91,6 +98,11 @@ class Stream:
         if not isinstance(samples, Measured):
             return positions
         return sorted(positions, key=lambda position: samples.length(self.sample_at(position)[1]))
+
+    @property
+    def group_size(self) -> int:
+        """Return how many samples of a step are never split between passes."""
+        return self.samples.group_size if isinstance(self.samples, Grouped) else 1
 
     def collate(self, loaded: Sequence[tuple[Mapping[str, Any], int]]) -> tuple[Batch, int]:
         """Return a micro-batch as tensors whose first dimension is the sample, and the sum of its fingerprints."""
@@ -156,7 +168,8 @@ class Loader:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        dealt = (deal(self._stream.grouped(step), self._layout, self._rank) for step in self._steps)
+        size = self._stream.group_size
+        dealt = (deal(self._stream.grouped(step), self._layout, self._rank, group_size=size) for step in self._steps)
         # Loader processes run some passes ahead; each step is dealt once all the same.
         ours, ahead = itertools.tee(dealt)
         batches = iter(

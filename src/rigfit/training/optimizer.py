@@ -1,4 +1,4 @@
-"""AdamW with decay groups, its state by parameter name, and the running average of weights."""
+"""The optimizers with their groups, their state by parameter name, and the running average of weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rigfit.task import Task
 from rigfit.training.adamw8bit import build_adamw8bit, load_moments
+from rigfit.training.lars import Lars
 from rigfit.workload import Optimizer
+
+MOMENTUM = 0.9
+"""Of sgd and lars: what MoCo (arXiv:1911.05722, 2104.02057) and LARS (arXiv:1708.03888) were trained with."""
 
 
 def build_optimizer(
     model: nn.Module, *, weight_decay: float, beta2: float, variant: Optimizer = "adamw"
 ) -> torch.optim.Optimizer:
-    """Return AdamW over the trainable parameters of `model`, its moments in 32 bits or (`adamw8bit`) in 8.
+    """Return the optimizer over the trainable parameters of `model`.
+
+    `adamw` and `adamw8bit` (moments in 8 bits) use `beta2`; `sgd` and `lars` have a momentum of 0.9 and no `beta2`.
 
     The rate is set before every step from the samples seen, so none is given here.
 
@@ -27,6 +33,10 @@ def build_optimizer(
     groups = decay_groups(model, weight_decay)
     if variant == "adamw8bit":
         return build_adamw8bit(groups, beta2=beta2)
+    if variant == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, foreach=True)
+    if variant == "lars":
+        return Lars(groups, momentum=MOMENTUM)
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), fused=True)
 
 
@@ -41,7 +51,12 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
             factor = model.rate_factor(name) if isinstance(model, Task) else 1.0
             groups.setdefault((factor, _decays(parameter)), []).append(parameter)
     return [
-        {"params": groups[factor, decays], "weight_decay": weight_decay if decays else 0.0, "rate_factor": factor}
+        {
+            "params": groups[factor, decays],
+            "weight_decay": weight_decay if decays else 0.0,
+            "rate_factor": factor,
+            "is_matrix": decays,
+        }
         for factor, decays in sorted(groups, reverse=True)
     ]
 
@@ -81,13 +96,15 @@ def like_parameter(value: Tensor, parameter: Tensor) -> Tensor:
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's state as `<parameter name>.<exp_avg|exp_avg_sq|step>`, whole, on the CPU.
 
-    Moments in 8 bits: `<parameter name>.<state1|state2|qmap1|qmap2|absmax1|absmax2|step>`. Named by parameter, so that
+    Moments in 8 bits: `<parameter name>.<state1|state2|qmap1|qmap2|absmax1|absmax2|step>`; of sgd and lars:
+    `<parameter name>.momentum_buffer`, absent before the first step. Named by parameter, so that
     the state survives another world size, another strategy and a later unfreezing.
     """
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            state[f"{name}.{key}"] = whole_copy(value) if isinstance(value, Tensor) else torch.tensor(value)
+            if value is not None:
+                state[f"{name}.{key}"] = whole_copy(value) if isinstance(value, Tensor) else torch.tensor(value)
     return state
 
 
@@ -97,7 +114,14 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
     So do those whose moments another variant of the optimizer left.
     """
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or f"{name}.step" not in state:
+        if not parameter.requires_grad:
+            continue
+        if isinstance(optimizer, torch.optim.SGD | Lars):
+            moment = state.get(f"{name}.momentum_buffer")
+            if moment is not None and moment.shape == parameter.shape:
+                optimizer.state[parameter] = {"momentum_buffer": like_parameter(moment.clone(), parameter)}
+            continue
+        if f"{name}.step" not in state:
             continue
         if not isinstance(optimizer, torch.optim.AdamW):
             load_moments(optimizer, parameter, state, name)

@@ -161,7 +161,9 @@ class Stage:
             settings=settings,
         )
         norm = update_weights(self.model, self.optimizer, self.scaler, clip_grad_norm=settings.clip_grad_norm)
-        finish_step(self.task, self.world)
+        before, total = self.schedule_span
+        progress = (before + self.progress.samples_seen + totals.num_samples) / total
+        finish_step(self.task, self.world, progress=progress)
         if self.average:
             self.average.update(self.task)
         self.advance(totals.num_samples)

@@ -102,10 +102,13 @@ def task_in(model: nn.Module) -> Task:
     return task
 
 
-def finish_step(task: Task, world: World) -> None:
-    """Let the task do what belongs to a whole step, once its weights have been updated."""
+def finish_step(task: Task, world: World, *, progress: float) -> None:
+    """Let the task do what belongs to a whole step, once its weights have been updated.
+
+    `progress` is how far the schedule has come with this step: 1.0 after the last.
+    """
     with torch.no_grad():
-        task.finish_step(TensorExchange(world=world))
+        task.finish_step(TensorExchange(world=world, progress=progress))
 
 
 def _require_scalar(summed: object) -> None:

@@ -105,6 +105,7 @@ def load_what_fits(task: Task, weights: dict[str, Tensor], *, is_continued: bool
     """
     own = task.state_dict()
     adapted = task.adapt_state(dict(weights))
+    told = "".join(f"; {note}" for note in task.adaptations)
     fitting = {name: value for name, value in adapted.items() if name in own and own[name].shape == value.shape}
     if not fitting:
         raise RunError(
@@ -115,7 +116,7 @@ def load_what_fits(task: Task, weights: dict[str, Tensor], *, is_continued: bool
     pretrained = load_pretrained(task, left_out) if left_out or (is_continued and lacking) else ""
     task.load_state_dict(fitting, strict=False)
     rest = f"; {pretrained or 'fresh'}: {listed(lacking)}" if lacking else ""
-    return f"{len(fitting)} of {len(own)} tensors{rest}", left_out
+    return f"{len(fitting)} of {len(own)} tensors{rest}{told}", left_out
 
 
 def listed(names: Collection[str]) -> str:

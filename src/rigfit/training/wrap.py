@@ -81,5 +81,6 @@ def _shard(task: Task, world: World) -> nn.Module:
     for block in blocks_of(task):
         fully_shard(block, mesh=mesh)
     fully_shard(task, mesh=mesh)
-    register_fsdp_forward_method(task, "evaluate")  # it computes outside of forward, and needs whole weights too
+    for method in ("evaluate", "remember"):  # they compute outside of forward, and need whole weights too
+        register_fsdp_forward_method(task, method)
     return task

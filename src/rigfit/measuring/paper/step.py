@@ -157,7 +157,7 @@ def _take_steps(
         recorder.hold(gradients_of(task), Kind.GRADIENT)
         recorder.enter(Phase.UPDATE)
         update_weights(task, optimizer, scaler, clip_grad_norm=settings.clip_grad_norm)
-        finish_step(task, world)
+        finish_step(task, world, progress=0.5)
         if average:
             average.update(task)
         recorder.hold(state_of(task, optimizer), Kind.OPTIMIZER)
@@ -166,7 +166,7 @@ def _take_steps(
 def _optimizer(task: Task, config: WorkloadConfig, target: PaperTarget) -> torch.optim.Optimizer:
     if config.optimizer == "adamw8bit":
         return PaperAdamW8bit(decay_groups(task, config.weight_decay), is_cuda=target.device_kind == "cuda")
-    return build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2)
+    return build_optimizer(task, weight_decay=config.weight_decay, beta2=config.beta2, variant=config.optimizer)
 
 
 def gradients_of(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:

@@ -55,6 +55,8 @@ def _stage_lines(plan: Plan, stage: StagePlan, noun: str) -> Iterator[Line]:
     yield "strategy", _strategy_words(stage, kind_word=rank_word(kind))
     if stage.config.get("optimizer") == "adamw8bit":
         yield "optimizer", "adamw8bit, moments in 8 bits (given by you)"
+    elif stage.config.get("optimizer") in ("sgd", "lars"):
+        yield "optimizer", f"{stage.config['optimizer']}, momentum 0.9: one moment of 4 bytes a trained weight"
     if stage.recomputed_blocks != "none":
         yield "activations", _recomputed_words(stage)
     if stage.channels_last:

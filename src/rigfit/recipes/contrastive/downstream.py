@@ -1,0 +1,139 @@
+"""Pictures that a backbone is measured on: which to learn from and which to test on, and what the backbone sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rigfit.errors import DataError, UsageError
+from rigfit.images.decode import read_image
+from rigfit.recipes.contrastive.augment import plain_view
+from rigfit.recipes.contrastive.config import SAMPLE_NAME
+from rigfit.recipes.contrastive.index import Row, read_index, split_rows
+from rigfit.recipes.contrastive.layout import find_pictures
+from rigfit.recipes.contrastive.task import ContrastiveTask, build, contrastive
+from rigfit.task import Trained
+
+_PASS_SIZE = 64
+_TEST_FRACTION = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Some pictures of a folder."""
+
+    root: Path
+    rows: tuple[Row, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.tensor([row.label for row in self.rows])
+
+    def picture(self, index: int) -> NDArray[np.uint8]:
+        """Return picture `index` as it is, (height, width, 3)."""
+        return read_image(self.root / self.rows[index].path).rgb
+
+    def values(self, index: int) -> NDArray[np.uint8]:
+        """Return the mask of picture `index`, (height, width), as it is."""
+        return read_image(self.root / self.rows[index].mask).rgb[..., 0]
+
+    def plain(self, indices: Sequence[int], size: int) -> Tensor:
+        """Return the middles of pictures as uint8 (len(indices), 3, size, size)."""
+        views = [plain_view(self.picture(index), size=size).transpose(2, 0, 1) for index in indices]
+        return torch.from_numpy(np.ascontiguousarray(np.stack(views)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What to learn from, what to test on, and where both come from, in words."""
+
+    train: Part
+    test: Part
+    classes: tuple[str, ...]
+    origin: str
+
+
+def open_measured(trained: Trained, folder: str, *, seed: int = 0) -> Measured:
+    """Return the pictures of `folder` in two parts.
+
+    `train/` and `test/` where it has them. The folder that the run was trained on: its own split, so that nothing is
+    tested on that pretraining has seen. Elsewhere a fifth is held out by content and seed.
+
+    Raises:
+        UsageError: There is no such folder.
+        DataError: One of the parts is empty.
+    """
+    index = read_index(trained.folder / "data")
+    own = trained.folder / "data" / SAMPLE_NAME if index.root is None else Path(index.root)
+    root = own if folder == SAMPLE_NAME else Path(folder).expanduser().resolve()
+    if root == own.resolve() or folder == SAMPLE_NAME:
+        rows, classes = index.rows, index.classes
+        held = "test" if index.numbers("test") else "validation"
+        origin = f"the run's own {held} pictures, which pretraining has not seen"
+    else:
+        found = find_pictures(root)
+        digests = [str(hash_of(root / picture.path)) for picture in found.pictures]
+        has_test = any(picture.side == "test" for picture in found.pictures)
+        rows = tuple(split_rows(found.pictures, digests, seed=seed, fraction=0.0 if has_test else _TEST_FRACTION))
+        classes, held = found.classes, "test" if has_test else "validation"
+        origin = "the folder's own test pictures" if has_test else "a fifth, held out by content and seed"
+    train = Part(root=root, rows=tuple(row for row in rows if row.split == "train"))
+    test = Part(root=root, rows=tuple(row for row in rows if row.split == held))
+    if not len(train) or not len(test):
+        raise DataError(
+            f"{root} gives {len(train)} pictures to learn from and {len(test)} to test on.",
+            "Give a folder with more pictures, or with train/ and test/.",
+        )
+    return Measured(train=train, test=test, classes=classes, origin=origin)
+
+
+def hash_of(path: Path) -> str:
+    """Return a digest of a file's content."""
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def with_masks(part: Part) -> Part:
+    """Return the pictures that have a mask."""
+    return Part(root=part.root, rows=tuple(row for row in part.rows if row.mask))
+
+
+def require_classes(measured: Measured) -> None:
+    """Refuse pictures without classes.
+
+    Raises:
+        UsageError: There are none.
+    """
+    if not measured.classes:
+        raise UsageError(
+            "These pictures have no classes, which are their folders' names.", "Give a folder with <class>/ folders."
+        )
+
+
+def fresh_task(trained: Trained) -> ContrastiveTask:
+    """Return the same network with fresh weights, in eval mode: what pretraining must beat."""
+    config = contrastive(trained.task).config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build(config).eval().to(trained.device)
+
+
+@torch.no_grad()
+def features_of(task: ContrastiveTask, part: Part, device: torch.device) -> Tensor:
+    """Return the backbone's features of all pictures, (number, width) of length 1, on the CPU."""
+    size = task.config.img_size
+    found = [
+        task.features(part.plain(range(start, min(start + _PASS_SIZE, len(part))), size).to(device)).cpu()
+        for start in range(0, len(part), _PASS_SIZE)
+    ]
+    return torch.cat(found)

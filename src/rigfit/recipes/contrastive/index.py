@@ -1,0 +1,112 @@
+"""The index of a run's pictures: what `prepare_data` saw, so that nothing needs to be looked at again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from rigfit.errors import RunError
+from rigfit.recipes.contrastive.layout import Picture
+
+INDEX_NAME = "index.json"
+_VERSION = 1
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One picture of the run; its number in the index is what names it everywhere."""
+
+    path: str
+    label: int
+    mask: str
+    split: Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """Every readable picture.
+
+    Args:
+        root: Folder that paths are relative to; None when it is `sample` beside the index.
+        rows: In order.
+        classes: Names by number; empty where there are none.
+        facts: What a person should know of the files.
+    """
+
+    root: str | None
+    rows: tuple[Row, ...]
+    classes: tuple[str, ...]
+    facts: tuple[str, ...]
+
+    def numbers(self, split: str) -> list[int]:
+        """Return the rows of one split."""
+        return [number for number, row in enumerate(self.rows) if row.split == split]
+
+
+def split_rows(pictures: Sequence[Picture], digests: Sequence[str], *, seed: int, fraction: float) -> list[Row]:
+    """Return the rows with their splits: a share of the training pictures is held out, chosen by content and seed.
+
+    Copies of one picture fall on the same side. Above 0, at least one picture is held out and at least one is not.
+    Pictures of a test set that the training folder holds too stay out of training.
+    """
+    in_test = {digest for picture, digest in zip(pictures, digests, strict=True) if picture.side == "test"}
+    ours = {digest for picture, digest in zip(pictures, digests, strict=True) if picture.side == "train"} - in_test
+    order = sorted(ours, key=lambda digest: hashlib.sha256(f"{seed}/{digest}".encode()).digest())
+    num_held = min(max(1, round(fraction * len(order))), len(order) - 1) if fraction > 0 and order else 0
+    held = set(order[:num_held])
+    rows = []
+    for picture, digest in zip(pictures, digests, strict=True):
+        split: Split = "test" if digest in in_test else "validation" if digest in held else "train"
+        rows.append(Row(path=picture.path, label=picture.label, mask=picture.mask, split=split))
+    return rows
+
+
+def write_index(index: Index, folder: Path) -> None:
+    """Write `index.json` whole.
+
+    Raises:
+        RunError: The folder cannot be written to.
+    """
+    columns = {field.name: [getattr(row, field.name) for row in index.rows] for field in fields(Row)}
+    document = {**asdict(index), "rows": columns, "version": _VERSION}
+    unfinished = folder / f".{INDEX_NAME}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(document), encoding="utf-8", errors="surrogatepass")
+        unfinished.replace(folder / INDEX_NAME)
+    except OSError as error:
+        raise RunError(
+            f"The index of the data cannot be written to {folder}: {error}.", "Choose another place with out=FOLDER."
+        ) from error
+
+
+def read_index(folder: Path) -> Index:
+    """Read the index that `write_index` left in `folder`.
+
+    Raises:
+        RunError: It is missing or damaged.
+    """
+    path = folder / INDEX_NAME
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+        if document.pop("version") != _VERSION:
+            raise RunError(f"{path} is of another version.", "Train in a new run folder.")
+        columns = document.pop("rows")
+        rows = tuple(Row(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+        return Index(
+            root=document["root"],
+            rows=rows,
+            classes=tuple(document["classes"]),
+            facts=tuple(document["facts"]),
+        )
+    except FileNotFoundError as error:
+        raise RunError(f"{folder} holds no index of the data.", "Train in a new run folder.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({error}).", "Train in a new run folder.") from error

@@ -1,0 +1,210 @@
+"""What a pretrained backbone is good for: neighbours, a linear probe, and a network trained whole from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rigfit.errors import UsageError
+from rigfit.folders import writable_folder
+
+if TYPE_CHECKING:  # torch and timm take seconds, which `--help` need not wait for
+    from rigfit.recipes.contrastive.downstream import Measured
+    from rigfit.recipes.contrastive.task import ContrastiveTask
+    from rigfit.task import Trained
+
+
+def knn(trained: Trained, folder: str, *, out: Path, neighbours: int = 20) -> str:
+    """Classify pictures by their nearest neighbours, beside the same network with fresh weights and raw pixels.
+
+    Args:
+        trained: The run.
+        folder: Pictures in class folders, also below train/ and test/; `sample` for those of a data=sample run.
+        out: Folder for `knn.json`.
+        neighbours: Nearest pictures that vote.
+    """
+    import torch
+
+    from rigfit.recipes.contrastive.downstream import features_of, fresh_task, open_measured, require_classes
+    from rigfit.recipes.contrastive.knn import as_pixels, vote
+    from rigfit.recipes.contrastive.task import contrastive
+
+    measured = open_measured(trained, folder)
+    require_classes(measured)
+    size = contrastive(trained.task).config.img_size
+
+    def pixels(part: Any) -> torch.Tensor:
+        rows = range(0, len(part), 256)
+        return torch.cat([as_pixels(part.plain(range(row, min(row + 256, len(part))), size)) for row in rows])
+
+    def top1(train: torch.Tensor, test: torch.Tensor) -> float:
+        found = vote(test, train, measured.train.labels, neighbours=neighbours, num_classes=len(measured.classes))
+        return float((found == measured.test.labels).double().mean())
+
+    tasks = {"pretrained": contrastive(trained.task), "fresh weights": fresh_task(trained)}
+    found = {
+        name: top1(*(features_of(task, part, trained.device) for part in (measured.train, measured.test)))
+        for name, task in tasks.items()
+    }
+    found["pixels"] = top1(pixels(measured.train), pixels(measured.test))
+    return _told("knn top-1", found, measured, out, "knn", neighbours=neighbours)
+
+
+def probe(
+    trained: Trained, folder: str, *, out: Path, epochs: int = 20, lr: float = 0.01, img_size: int | None = None
+) -> str:
+    """Train a linear classifier on the frozen backbone, and measure it: top-1 of classes, or mean IoU of masks.
+
+    Args:
+        trained: The run.
+        folder: Class folders, or images/ and masks/; `sample` for those of a data=sample run.
+        out: Folder for `probe.json`.
+        epochs: Masks: passes over the training pictures. The classifier of classes is trained to its optimum.
+        lr: Masks: rate of SGD with momentum 0.9.
+        img_size: Masks: side that pictures are shown at, pixels; that of the run when absent.
+    """
+    from rigfit.recipes.contrastive.downstream import features_of, fresh_task, open_measured
+    from rigfit.recipes.contrastive.linear import accuracy, fit_linear
+    from rigfit.recipes.contrastive.task import contrastive
+
+    measured = open_measured(trained, folder)
+    tasks = {"pretrained": contrastive(trained.task), "fresh weights": fresh_task(trained)}
+    if not measured.classes:
+        return _probe_masks(trained, measured, tasks, out, epochs=epochs, lr=lr, img_size=img_size)
+    found = {}
+    for name, task in tasks.items():
+        train, test = (features_of(task, part, trained.device) for part in (measured.train, measured.test))
+        classifier = fit_linear(train, measured.train.labels, num_classes=len(measured.classes))
+        found[name] = accuracy(classifier, test, measured.test.labels)
+    return _told("linear top-1", found, measured, out, "probe")
+
+
+def _probe_masks(
+    trained: Trained,
+    measured: Measured,
+    tasks: dict[str, ContrastiveTask],
+    out: Path,
+    *,
+    epochs: int,
+    lr: float,
+    img_size: int | None,
+) -> str:
+    from rigfit.recipes.contrastive.masks import threshold_of
+    from rigfit.recipes.contrastive.segment import fit_probe, probe_iou
+
+    measured = _masked(measured)
+    threshold = threshold_of(measured.train)
+    found = {}
+    for name, task in tasks.items():
+        backbone, size = task.encoder.backbone, img_size or task.config.img_size
+        shown: dict[str, Any] = {"size": size, "threshold": threshold, "device": trained.device}
+        fitted = fit_probe(backbone, measured.train, epochs=epochs, lr=lr, seed=0, **shown)
+        found[name] = probe_iou(fitted, backbone, measured.test, **shown)
+    found |= _constant(measured, threshold)
+    return _told(f"linear mean IoU (foreground above {threshold})", found, measured, out, "probe")
+
+
+def finetune(
+    trained: Trained,
+    folder: str,
+    *,
+    out: Path,
+    epochs: int = 50,
+    lr: float = 0.01,
+    weight_decay: float = 1e-4,
+    batch: int = 16,
+    crop: int | None = None,
+    seed: int = 0,
+    from_scratch: bool = False,
+) -> str:
+    """Train a U-shaped network from the backbone on images/ and masks/, and measure whole pictures by sliding windows.
+
+    Args:
+        trained: The run.
+        folder: Pictures in images/, masks of the same names in masks/.
+        out: Folder for `unet.safetensors` and `finetune.json`.
+        epochs: Passes over the training pictures.
+        lr: Peak rate of SGD with momentum 0.9, falling along a cosine.
+        weight_decay: Decay of all weights.
+        batch: Crops behind one update.
+        crop: Side of a crop and of a window, pixels; that of the run when absent.
+        seed: Decides crops, order and the head's weights.
+        from_scratch: Train the same network from fresh weights too, for comparison.
+    """
+    from safetensors.torch import save_file
+
+    from rigfit.recipes.contrastive.downstream import fresh_task, open_measured
+    from rigfit.recipes.contrastive.masks import threshold_of
+    from rigfit.recipes.contrastive.segment import fit_unet, unet_iou
+    from rigfit.recipes.contrastive.task import contrastive
+
+    measured = _masked(open_measured(trained, folder))
+    threshold = threshold_of(measured.train)
+    ours = contrastive(trained.task)
+    tasks = {"pretrained": ours} | ({"fresh weights": fresh_task(trained)} if from_scratch else {})
+    shown: dict[str, Any] = {"size": crop or ours.config.img_size, "threshold": threshold, "device": trained.device}
+    found = {}
+    for name, task in tasks.items():
+        model = fit_unet(
+            task.encoder.backbone,
+            measured.train,
+            epochs=epochs,
+            lr=lr,
+            weight_decay=weight_decay,
+            batch=batch,
+            seed=seed,
+            **shown,
+        )
+        found[name] = unet_iou(model, measured.test, **shown)
+        if task is ours:
+            weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+            save_file(weights, writable_folder(out) / "unet.safetensors")
+    found |= _constant(measured, threshold)
+    return _told(f"fine-tuned mean IoU (foreground above {threshold})", found, measured, out, "finetune")
+
+
+def _masked(measured: Measured) -> Measured:
+    """Return the pictures that have masks.
+
+    Raises:
+        UsageError: One part has none.
+    """
+    from dataclasses import replace
+
+    from rigfit.recipes.contrastive.downstream import with_masks
+
+    kept = replace(measured, train=with_masks(measured.train), test=with_masks(measured.test))
+    if not len(kept.train) or not len(kept.test):
+        raise UsageError(
+            "These pictures have neither classes nor masks.",
+            "Give <class>/ folders, or images/ and masks/ with files of the same names.",
+        )
+    return kept
+
+
+def _constant(measured: Measured, threshold: int) -> dict[str, float]:
+    from rigfit.recipes.contrastive.masks import constant_iou, foreground
+
+    masks = [foreground(measured.test.values(index), threshold) for index in range(len(measured.test))]
+    return {
+        "all background": constant_iou(masks, is_foreground=False),
+        "all foreground": constant_iou(masks, is_foreground=True),
+    }
+
+
+def _told(what: str, found: dict[str, float], measured: Measured, out: Path, name: str, **settings: Any) -> str:
+    """Write what was found as JSON, and return it in words."""
+    path = writable_folder(out) / f"{name}.json"
+    sizes = {"num_train": len(measured.train), "num_test": len(measured.test), "test": measured.origin}
+    path.write_text(json.dumps({"measure": what, "found": found, **sizes, **settings}, indent=2) + "\n", "utf-8")
+    first, *others = found.items()
+    beside = ", ".join(f"{key} {value:.4f}" for key, value in others)
+    return (
+        f"{what} {first[1]:.4f} ({beside})\n"
+        f"{len(measured.train)} pictures to learn from, {len(measured.test)} to test on: {measured.origin}\n{path}"
+    )
+
+
+VERBS: tuple[Callable[..., str], ...] = (knn, probe, finetune)

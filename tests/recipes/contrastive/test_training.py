@@ -1,0 +1,130 @@
+"""Whole runs: evaluated beside pixels and chance, resumed to the same bits, continued with another queue and batch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import rigfit
+from rigfit.errors import RunError
+from rigfit.recipes.contrastive import verbs
+from rigfit.training.trained import open_trained
+from tests.recipes.contrastive.toy import SIZES, write_classes, write_masks
+
+ASKED: dict[str, Any] = {**SIZES, "effective_batch_size": 8, "micro_batch_size": 4, "rig": "cpu:1", "quiet": True}
+
+
+def records(run: rigfit.Run, kind: str) -> list[dict[str, Any]]:
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_classes(tmp_path_factory.mktemp("data") / "pictures", per_class=10)
+
+
+@pytest.fixture(scope="module")
+def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> rigfit.Run:
+    out = str(tmp_path_factory.mktemp("runs"))
+    return rigfit.train("contrastive", data=str(pictures), out=out, name="first", epochs=3, **ASKED)
+
+
+def test_a_run_is_measured_beside_pixels_and_chance(run: rigfit.Run) -> None:
+    evaluations = records(run, "validation")
+    assert len(evaluations) >= 3
+    for record in evaluations:
+        assert set(record["metrics"]) == {"loss", "knn", "chance", "spread"}
+        assert set(record["baseline"]) == {"loss", "knn"}
+        assert record["metrics"]["chance"] == pytest.approx(record["baseline"]["loss"])
+        assert 0 <= record["metrics"]["knn"] <= 1
+
+
+def test_a_resumed_run_is_the_run_that_was_never_stopped(run: rigfit.Run, tmp_path: Path) -> None:
+    """Weights, momentum encoder, queue with its numbers and place, and moments, to the bit."""
+    shutil.copytree(run.folder, tmp_path / "again")
+    folders = sorted(run.checkpoints.glob("step-*"))
+    last, kept = folders[-1].name, folders[-2].name
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / last)
+    (tmp_path / "again" / "checkpoints" / "last").write_text(kept)
+    for name in ("best", "stage-1"):
+        (tmp_path / "again" / "checkpoints" / name).unlink(missing_ok=True)
+    copy = rigfit.Run.open(tmp_path / "again")
+    copy.set_status("interrupted", step=int(kept.removeprefix("step-")), total_steps=run.plan.total_steps or 0)
+    resumed = rigfit.resume(copy, quiet=True)
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        ours, theirs = (load_file(one.checkpoints / last / file) for one in (resumed, run))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert {"queue.keys", "queue.numbers", "queue.num_pushed"} <= load_file(
+        run.checkpoints / last / "model.safetensors"
+    ).keys()
+
+
+def test_a_run_goes_on_with_another_batch_and_queue_and_says_what_changed(
+    run: rigfit.Run, pictures: Path, tmp_path: Path
+) -> None:
+    """5-C12: the checkpoint did not load, and nothing told that batch and schedule were other ones."""
+    asked = {**ASKED, "queue_size": 20, "effective_batch_size": 12}
+    second = rigfit.train(
+        "contrastive", data=str(pictures), out=str(tmp_path), epochs=1, init_from=str(run.folder), **asked
+    )
+    told = " ".join(second.plan.facts)
+    assert "with its weights, not with its optimizer moments" in told
+    assert "effective_batch_size 8 -> 12" in told
+    assert "queue_size 12 -> 20" in told
+    assert "epochs 3 -> 1" in told
+    (start,) = [record for record in records(second, "event") if "starts from" in json.dumps(record)]
+    assert "the queue went from 12 to 20 keys, the newest 12 kept" in json.dumps(start)
+
+
+def opened(run: rigfit.Run) -> Any:
+    return open_trained(run, which="last", device=torch.device("cpu"))[0]
+
+
+def test_neighbours_and_a_linear_probe_are_measured_on_pictures_that_pretraining_has_not_seen(
+    run: rigfit.Run, pictures: Path, tmp_path: Path
+) -> None:
+    trained = opened(run)
+    for verb, what in ((verbs.knn, "knn top-1"), (verbs.probe, "linear top-1")):
+        said = verb(trained, str(pictures), out=tmp_path)
+        assert said.startswith(what)
+        assert "fresh weights" in said
+        assert "27 pictures to learn from, 3 to test on: the run's own validation pictures" in said
+    assert set(json.loads((tmp_path / "knn.json").read_text())["found"]) == {"pretrained", "fresh weights", "pixels"}
+    other = write_classes(tmp_path / "other", sides=("train", "test"))
+    assert "24 pictures to learn from, 24 to test on: the folder's own test pictures" in verbs.probe(
+        trained, str(other), out=tmp_path
+    )
+
+
+def test_a_probe_of_masks_leaves_the_backbone_as_it_is_and_beats_a_constant(run: rigfit.Run, tmp_path: Path) -> None:
+    """5-B5: the frozen BatchNorm of the system this replaces kept moving under `train()`."""
+    trained = opened(run)
+    before = {name: value.clone() for name, value in trained.task.state_dict().items()}
+    masked = write_masks(tmp_path / "masked")
+    said = verbs.probe(trained, str(masked), out=tmp_path, epochs=3)
+    assert said.startswith("linear mean IoU (foreground above 127)")
+    assert all(torch.equal(before[name], value) for name, value in trained.task.state_dict().items())
+    said = verbs.finetune(trained, str(masked), out=tmp_path, epochs=12, batch=4, lr=0.05, from_scratch=True)
+    found = json.loads((tmp_path / "finetune.json").read_text())["found"]
+    assert found["pretrained"] > max(found["all background"], found["all foreground"])
+    assert load_file(tmp_path / "unet.safetensors")
+    assert all(torch.equal(before[name], value) for name, value in trained.task.state_dict().items())
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(run: rigfit.Run, pictures: Path, tmp_path: Path) -> None:
+    """5-B5: `strict=False` hid that nothing fitted."""
+    options = {**SIZES["backbone_options"], "channels": [4, 8, 8, 24]}
+    other = rigfit.train(
+        "contrastive", data=str(pictures), out=str(tmp_path), max_steps=1, **{**ASKED, "backbone_options": options}
+    )
+    checkpoint = sorted(other.checkpoints.glob("step-*"))[-1]
+    with pytest.raises(RunError, match="are not those of this task: shapes differ in"):
+        open_trained(run, which=str(checkpoint), device=torch.device("cpu"))
