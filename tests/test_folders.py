@@ -182,3 +182,36 @@ def test_folders_of_results_are_found_below_but_not_the_folder_itself(tmp_path: 
     fill(tmp_path / "in" / "a" / "out", {"one.txt": "1"})
     assert results_below(tmp_path / "in") == [tmp_path / "in" / "a" / "out"]
     assert results_below(tmp_path / "in" / "a" / "out") == []
+
+
+def test_two_commands_at_once_do_not_mix_their_results(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    fill(out, {"one.txt": "former"})
+    first, second = opened(out), opened(out)
+    with first.new_file("one.txt") as part:
+        part.write_text("first", encoding="utf-8")
+    with pytest.raises(RunError, match="Another process writes into"), second.new_file("one.txt"):
+        pass
+    with first.new_file("two.txt") as part:
+        part.write_text("first", encoding="utf-8")
+    del first
+    assert contents(out) == {"one.txt": "first", "two.txt": "first"}
+    fill(out, {"one.txt": "later"})  # the way out: once the other has ended
+    assert contents(out) == {"one.txt": "later"}
+
+
+def test_results_that_were_moved_away_and_linked_back_are_replaced_where_they_are(tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    fill(out, {"sub/one.txt": "1", "sub/two.txt": "2"})
+    (out / "sub").rename(elsewhere)
+    (out / "sub").symlink_to(elsewhere)
+    fill(out, {"sub/one.txt": "new"})
+    assert (out / "sub").is_symlink()
+    assert [(path.name, path.read_text()) for path in elsewhere.iterdir()] == [("one.txt", "new")]
+
+
+def test_a_first_write_that_was_cut_off_leaves_a_folder_that_can_be_filled(tmp_path: Path) -> None:
+    (tmp_path / ".rigfit-results.part").write_text("", encoding="utf-8")
+    (tmp_path / RECORD).write_text("", encoding="utf-8")
+    fill(tmp_path, {"one.txt": "1"})
+    assert contents(tmp_path) == {"one.txt": "1"}

@@ -290,3 +290,10 @@ def test_the_first_stage_has_no_schedule_to_continue() -> None:
     assert "Write it inside a later stage" in refused.value.remedy
     later = build_workload(TOY, {"stages": [{}, {"continues_schedule": True}]})
     assert [config.continues_schedule for config in later.stage_configs] == [False, True]
+
+
+def test_a_stage_that_may_stop_early_has_no_schedule_to_go_on_along() -> None:
+    stages = [{"early_stopping_patience": 2}, {"continues_schedule": True}]
+    with pytest.raises(UsageError, match="Stage 1 may stop early"):
+        build_workload(TOY, {"stages": stages})
+    build_workload(TOY, {"stages": [{}, {"continues_schedule": True, "early_stopping_patience": 2}]})

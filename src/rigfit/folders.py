@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from rigfit.errors import RunError, UsageError
 
@@ -65,6 +65,8 @@ class ResultFolder:
     command: str
     given_as: str
     _has_begun: bool = field(default=False, init=False)
+    _lock: IO[str] | None = field(default=None, init=False)
+    """The record, held while this command works: two at once would mix their files."""
 
     @contextmanager
     def new_file(self, name: str) -> Iterator[Path]:
@@ -105,6 +107,7 @@ class ResultFolder:
         """
         refuse_unwritable(self.path)
         found = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
+        found = [name for name in found if name not in (RECORD, _PART)]
         if not found:
             return []
         another = f"ive another folder as {self.given_as}."
@@ -126,13 +129,35 @@ class ResultFolder:
     def _begin(self) -> None:
         if self._has_begun:
             return
+        self.former()  # before anything is made
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / RECORD).open("a", encoding="utf-8")
+        _hold(self._lock, self.path)
         for name in self.former():
             (self.path / name).unlink()
             _remove_empty((self.path / name).parent, until=self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / _PART).write_text(json.dumps({"command": self.command}) + "\n", encoding="utf-8")
-        (self.path / _PART).replace(self.path / RECORD)
+        self._lock.truncate(0)
+        self._lock.write(json.dumps({"command": self.command}) + "\n")
+        self._lock.flush()
         self._has_begun = True
+
+
+def _hold(record: IO[str], folder: Path) -> None:
+    """Let no other process write into `folder` until `record` is closed or this one ends, however it ends.
+
+    Raises:
+        RunError: Another one does.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has other locks; a single person's machine there
+        return
+    try:
+        fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(f"Another process writes into {folder}.", "Wait for it, or give another folder.") from None
+    except OSError:  # a network file system without locks
+        return
 
 
 def open_results(path: Path, *, command: str, given_as: str) -> ResultFolder:
@@ -191,6 +216,6 @@ def _digest(path: Path) -> str:
 
 
 def _remove_empty(folder: Path, *, until: Path) -> None:
-    while folder != until and not any(folder.iterdir()):
+    while folder != until and not folder.is_symlink() and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import math
 import re
@@ -79,6 +80,13 @@ def build_workload(recipe: Recipe, values: Mapping[str, Any]) -> Workload:
             "continues_schedule=true goes on along the rate of the stage before, and there is none before the first.",
             "Write it inside a later stage: stages=[{epochs: 20}, {epochs: 10, continues_schedule: true}].",
         )
+    for number, (before, after) in enumerate(itertools.pairwise(stages), 1):
+        if after.continues_schedule and before.early_stopping_patience is not None:
+            raise UsageError(
+                f"Stage {number} may stop early, and stage {number + 1} goes on along its rate: at which point of it, "
+                "nobody knows before.",
+                f"Leave early_stopping_patience out of stage {number}, or continues_schedule out of the next.",
+            )
     return Workload(recipe=recipe, config=config, stage_configs=tuple(stages) or (config,))
 
 

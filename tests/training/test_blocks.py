@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import rigfit
 from rigfit.errors import UsageError
 from rigfit.training.blocks import blocks_of
+from rigfit.training.wrap import prepare_model
 from tests.toy_task import Config, Task
 
 TOY = Path(__file__).parents[1] / "toy_task.py"
@@ -69,3 +71,36 @@ def test_planning_and_training_refuse_the_same_blocks(tmp_path: Path, monkeypatc
         rigfit.plan(str(file), rig="t4", micro_batch_size=None)
     with pytest.raises(UsageError, match="of Mistaken names None"):
         rigfit.train(str(file), rig="cpu:1", max_steps=1, quiet=True)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_recomputed_batch_norm_counts_every_sample_once(momentum: float | None) -> None:
+    """Three steps with and without recomputation: the same gradients, and the same statistics to the last digit."""
+
+    class Conv(rigfit.Task):
+        def __init__(self) -> None:
+            super().__init__()
+            norm = nn.BatchNorm2d(4, momentum=momentum)
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 1, 3))
+
+        def blocks(self) -> list[nn.Module]:
+            return [self.body]
+
+        def count_items(self, batch: rigfit.Batch) -> int:
+            return len(batch["image"])
+
+        def forward(self, batch: rigfit.Batch) -> Tensor:
+            return self.body(batch["image"]).square().sum()
+
+    found = []
+    for recomputed in ("none", "all"):
+        torch.manual_seed(0)
+        task = Conv().train()
+        prepare_model(task, recomputed=recomputed, is_channels_last=False)
+        for _ in range(3):
+            task({"image": torch.rand(2, 3, 8, 8)}).backward()
+        gradients = {name: parameter.grad for name, parameter in task.named_parameters()}
+        found.append({**task.state_dict(), **gradients})
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+    assert found[1]["body.1.num_batches_tracked"] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -32,7 +33,8 @@ class StatusLine:
     def tell(self, text: str) -> None:
         """Say what is done from now on."""
         if not can_redraw(self.console):
-            print(f"{text} ...", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # a line that nobody can read is no reason to end what it is about
+                print(f"{text} ...", file=sys.stderr, flush=True)
             return
         if self.line is None:
             text_column = TextColumn(

@@ -19,10 +19,13 @@ def summarise(run: Run, *, width: int) -> str:
     lines = [("finished", f"{status.step} of {status.total_steps} steps, in {run.shown}")]
     if status.step < status.total_steps:
         lines[0] = ("finished", f"{lines[0][1]}; stopped early")
-    best = [record for record in records if record["kind"] == "validation" and record["is_best"]]
+    evaluations = [record for record in records if record["kind"] == "validation"]
+    best = [record for record in evaluations if record["is_best"]]
     if best:
         last = best[-1]
         lines.append(("best evaluation", validation_line(last).removesuffix("  best") + ", on held-out samples"))
+    elif evaluations:
+        lines.append(("best evaluation", "none: its metric was never a number, so the last weights are kept"))
     else:
         lines.append(("best evaluation", "none: nothing was held out, so the last weights are kept"))
     lines.append(("against the plan", f"memory and speed, predicted and measured: {run.shown / COMPARISON}"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -73,7 +76,27 @@ def checkpoint_blocks(task: Task, recomputed: Recomputed = "all") -> None:
                 "Make the plan again with `rigfit plan`.",
             )
         block = blocks[int(number)]
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        contexts = partial(_contexts, [part for part in block.modules() if isinstance(part, _BatchNorm)])
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+
+
+def _contexts(norms: Sequence[_BatchNorm]) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+    """Return what the first forward pass of a block runs in, and what its repetition in backward does."""
+    return nullcontext(), _running_statistics_kept(norms)
+
+
+@contextmanager
+def _running_statistics_kept(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Let running statistics be: the first pass has moved them, and the same samples must not count twice."""
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, _, count in kept:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if count is None else count.clone()
+    try:
+        yield
+    finally:
+        for norm, momentum, count in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def _shard(task: Task, world: World) -> nn.Module:

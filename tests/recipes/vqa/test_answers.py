@@ -85,6 +85,24 @@ def test_normalising_twice_changes_nothing_more(text: str) -> None:
         ("\u22125", "5"),
         (".5", "5"),
         ("\u22655mm", "5mm"),
+        ("10\u2075", "105"),
+        ("\u00bd", "12"),
+        ("\u22675", "\u22665"),
+        ("BP \u2191", "BP \u2193"),
+        ("5~6", "56"),
+        ("5\u00b76", "56"),
+        ("2^3", "23"),
+        ("1|2", "12"),
+        ("1)2", "12"),
+        ("\u00b15", "5"),
+        ("$5", "\u20ac5"),
+        ("5\u2030", "5"),
+        ("5\u00b0", "5"),
+        ("C#", "C"),
+        ("T2*", "T2"),
+        ("A positive", "positive"),
+        ("A minor", "minor"),
+        ("A not B", "not B"),
         ("\u0915\u0940", "\u0915\u093e"),  # Hindi: the vowel signs differ
     ],
 )
@@ -105,3 +123,9 @@ def test_the_tolerance_is_a_share_of_the_true_number_and_can_be_absolute() -> No
     assert not is_match("106", "100", rel_tol=0.05)
     assert is_match("3", "2", abs_tol=1)
     assert not is_match("2", "1", rel_tol=0.05)
+
+
+def test_long_numbers_are_compared_to_their_last_digit() -> None:
+    """As binary fractions of 53 bits these two are one number."""
+    assert not is_match("12345678901234567", "12345678901234568")
+    assert is_match("12345678901234567.0", "12345678901234567")

@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from decimal import Decimal
 
-# `;` divides lists, `<` and `>` are signs: without them "<5mm" and ">5mm" would be one answer.
-_MARKS = frozenset(".-%;<>,/+=:'")
+# Brackets and quotes, and what ends a sentence, stand around answers. All other signs are part of them: without `<` and
+# `>`, "<5mm" and ">5mm" would be one answer, without `#` C and C#, without arrows a rise and a fall.
+_AROUND = frozenset({"Ps", "Pe", "Pi", "Pf"})
+_ENDINGS = frozenset('!?"`\u00a1\u00bf\u2026')
+# What these stand for is another number once it is written on the line: 10\u2075 is not 105, \u00bd is not 12.
+_RAISED = ("<super>", "<sub>", "<fraction>")
 _WRITTEN_PLAINLY = str.maketrans(
     dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")
     | dict.fromkeys("\u2018\u2019", "'")
@@ -15,8 +20,11 @@ _WRITTEN_PLAINLY = str.maketrans(
 )
 _DIVIDER = re.compile(r"([;,])")
 _TWO_LETTERS = re.compile(r"[^\W\d_]{2}")
-_NO_ARTICLE_BEFORE = frozenset({"and", "or", "is", "to", "but", "only"})
-"""What follows the letter A where it names a choice, and never follows the article."""
+_NO_ARTICLE_BEFORE = frozenset(
+    {"and", "or", "nor", "not", "is", "to", "but", "only", "vs", "versus", "with", "then", "plus", "minus", "in", "on"}
+    | {"at", "of", "positive", "negative", "major", "minor", "sharp", "flat"}
+)
+"""What follows the letter A where it names a choice, a blood group or a key, and seldom follows the article."""
 
 _QUANTITY = re.compile(r"^(?P<sign>[<>]=?)?\s*(?P<number>[+-]?(?:\d+(?:\.\d+)?|\.\d+))\s*(?P<unit>%|[a-z]+)?$")
 
@@ -26,20 +34,20 @@ class Quantity:
     """A number with its sign of comparison and its unit, as written: `>20mm`."""
 
     sign: str
-    number: float
+    number: Decimal
     unit: str
 
 
 def normalise(text: str) -> str:
-    """Return `text` in lower case, one space between words, without other marks than . - % ; < > , / + = : and '.
+    """Return `text` in lower case, one space between words, without brackets, quotes, `!` and `?`.
 
     Articles are left out where they are no answer: `the` anywhere; `an`, and `a` before a word of two letters or
     more, at the start of the answer or of a part of a list. So "A dog" is "dog", while "A", "A; B", "A B",
     "A and B" and "hepatitis A virus" keep the letter.
     """
-    plain = unicodedata.normalize("NFKC", text).translate(_WRITTEN_PLAINLY).lower()
-    # Once more, for what stood apart by a mark that was dropped may belong together now.
-    kept = unicodedata.normalize("NFKC", "".join(filter(_is_kept, plain)))
+    composed = unicodedata.normalize("NFC", text)
+    plain = "".join(map(_one_form, composed)).translate(_WRITTEN_PLAINLY).lower()
+    kept = unicodedata.normalize("NFC", "".join(map(_without_marks, plain)))
     parts = _DIVIDER.split(" ".join(kept.split()))
     found = ""
     for part, divider in zip(parts[::2], [*parts[1::2], ""], strict=True):
@@ -48,15 +56,18 @@ def normalise(text: str) -> str:
     return _stripped(found)
 
 
-def _is_kept(character: str) -> bool:
-    """Return whether a character is more than punctuation; vowel signs of many scripts are marks that combine."""
-    return (
-        character.isalnum()
-        or character.isspace()
-        or character in _MARKS
-        or character == "_"
-        or unicodedata.category(character).startswith("M")
-    )
+def _one_form(character: str) -> str:
+    """Return a character as it is usually written (wide, narrow and joined forms undone), raised digits as they are."""
+    is_raised = unicodedata.decomposition(character).startswith(_RAISED)
+    return character if is_raised else unicodedata.normalize("NFKC", character)
+
+
+def _without_marks(character: str) -> str:
+    """Return a space for a mark that stands around answers, nothing for what is not seen."""
+    category = unicodedata.category(character)
+    if character in _ENDINGS or category in _AROUND:
+        return " "
+    return "" if category in ("Cf", "Cs", "Cn", "Co") or (category == "Cc" and not character.isspace()) else character
 
 
 def _stripped(part: str) -> str:
@@ -92,7 +103,7 @@ def read_quantity(normalised: str) -> Quantity | None:
     found = _QUANTITY.match(normalised)
     if found is None:
         return None
-    return Quantity(sign=found["sign"] or "", number=float(found["number"]), unit=found["unit"] or "")
+    return Quantity(sign=found["sign"] or "", number=Decimal(found["number"]), unit=found["unit"] or "")
 
 
 def is_match(predicted: str, true: str, *, rel_tol: float = 0.0, abs_tol: float = 0.0) -> bool:
@@ -114,4 +125,5 @@ def is_match(predicted: str, true: str, *, rel_tol: float = 0.0, abs_tol: float 
     first, second = read_quantity(one), read_quantity(other)
     if first is None or second is None or (first.sign, first.unit) != (second.sign, second.unit):
         return False
-    return abs(first.number - second.number) <= max(rel_tol * abs(second.number), abs_tol)
+    tolerance = max(Decimal(str(rel_tol)) * abs(second.number), Decimal(str(abs_tol)))
+    return abs(first.number - second.number) <= tolerance
