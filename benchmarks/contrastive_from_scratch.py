@@ -1,10 +1,10 @@
 """Pretrain a small ResNet by MoCo v2 and v3 on small pictures; what `docs/contrastive.md` tells of it comes from here.
 
-    python benchmarks/contrastive_from_scratch.py --data FOLDER --work FOLDER
+    taskset -c 0 python benchmarks/contrastive_from_scratch.py --data FOLDER --work FOLDER
 
-`--data` is a folder with `train/<class>/` and `test/<class>/`, such as 2,500 pictures of CIFAR-10. Each method is trained
-on one core, then measured on the test pictures by nearest neighbours and by a linear classifier, beside the same
-network with fresh weights and beside raw pixels. Runs stay in `--work`; one that is there is not repeated.
+`--data` is a folder with `train/<class>/` and `test/<class>/`, such as 2,500 pictures of CIFAR-10. Each method is
+trained on one core, then measured on the test pictures by nearest neighbours and by a linear classifier, beside the
+same network with fresh weights and beside raw pixels. Runs stay in `--work`; one that is there is not repeated.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--data", type=Path, required=True)
     asked.add_argument("--work", type=Path, required=True)
-    asked.add_argument("--epochs", type=int, nargs=2, default=(15, 8), metavar=("V2", "V3"))
+    asked.add_argument("--epochs", type=int, nargs=2, default=(40, 20), metavar=("V2", "V3"))
     asked.add_argument("--only", choices=sorted(METHODS), help="train this one and write nothing")
     given = asked.parse_args()
     epochs = dict(zip(METHODS, given.epochs, strict=True))

@@ -50,6 +50,8 @@ def test_a_plan_goes_through_json_with_stages() -> None:
 def test_couplings_are_those_of_negatives_and_statistics() -> None:
     both = {BatchCoupling.IN_BATCH_NEGATIVES, BatchCoupling.BATCH_NORM}
     assert tiny().couplings == frozenset()
+    assert tiny(backbone_options={"drop_path_rate": 0.1}).couplings == {BatchCoupling.DROPOUT}
+    assert tiny(backbone_options={"drop_path_rate": 0.0}).couplings == frozenset()
     assert tiny(batch_norm="plain").couplings == {BatchCoupling.BATCH_NORM}
     assert tiny(method="moco_v3").couplings == both
     assert tiny(method="moco_v3", batch_norm="group").couplings == {BatchCoupling.IN_BATCH_NEGATIVES}

@@ -14,12 +14,14 @@ from rigfit.recipes.contrastive.config import ContrastiveConfig
 from rigfit.recipes.contrastive.data import open_data, prepare_data
 from rigfit.recipes.contrastive.task import build
 from rigfit.training import distributed, precision
+from rigfit.training.checkpoint import full_state
 from rigfit.training.distributed import World
 from rigfit.training.evaluate import evaluate
 from rigfit.training.loader import Loader, Stream
-from rigfit.training.optimizer import build_optimizer, set_rate
+from rigfit.training.optimizer import build_optimizer, full_tensor, set_rate
 from rigfit.training.step import StepSettings, accumulate_gradients, count_items, finish_step, update_weights
 from rigfit.training.wrap import wrap_for
+from rigfit.workload import Strategy
 from tests.ranks import run_on_ranks
 from tests.recipes.contrastive.toy import VIT, tiny, write_classes
 
@@ -40,7 +42,14 @@ Found = dict[str, Any]
 
 
 def run_steps(
-    world: World, folder: Path, changes: dict[str, Any], sizes: tuple[int, ...], passes: int, total: int, step: int
+    world: World,
+    folder: Path,
+    changes: dict[str, Any],
+    sizes: tuple[int, ...],
+    passes: int,
+    total: int,
+    step: int,
+    strategy: Strategy = "ddp",
 ) -> Found:
     """Train for some steps in float64; return the first gradient, all that was learned, and the metrics."""
     config = tiny(data=str(folder), effective_batch_size=step, **changes)
@@ -48,7 +57,7 @@ def run_steps(
     torch.manual_seed(0)
     task = build(config).double().train()
     task.setup(splits)
-    model = wrap_for(task, strategy="ddp", world=world)
+    model = wrap_for(task, strategy=strategy, world=world)
     optimizer = build_optimizer(task, weight_decay=0.01, beta2=0.99, variant="sgd")
     set_rate(optimizer, 0.1)
     scaler = precision.build_scaler(world.device, "fp32")
@@ -68,11 +77,11 @@ def run_steps(
         (items,) = distributed.sum_integers(world, [count_items(task, micro_batches)])
         accumulate_gradients(model, micro_batches, num_items=items, world=world, scaler=scaler, settings=SETTINGS)
         if first is None:
-            first = torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None])
+            first = torch.cat([full_tensor(p.grad).flatten() for p in task.parameters() if p.grad is not None])
         update_weights(model, optimizer, scaler, clip_grad_norm=None)
         finish_step(task, world, progress=min(1.0, (number + 1) * step / total))
     metrics = evaluate(task, splits.validation, layout=layout, world=world, precision="fp32", num_workers=0)
-    return {"gradient": first, "state": {k: v.clone() for k, v in task.state_dict().items()}, "metrics": metrics}
+    return {"gradient": first, "state": full_state(task), "metrics": metrics}
 
 
 def one_wide_step(world: World, folder: Path, changes: dict[str, Any], *, is_reversed: bool = False) -> Tensor:
@@ -110,6 +119,8 @@ def run_cases(world: World, folder: Path) -> list[tuple[str, Found]]:
         for name, changes, sizes, passes, total, step in CASES
         if len(sizes) == world.size
     ]
+    if world.size == 2:
+        found.append(("v2", run_steps(world, folder, V2, (4, 8), 2, 58, 24, "fully_shard")))
     if world.size < 3:
         found += [
             (f"wide {name}", {"gradient": one_wide_step(world, folder, changes)})

@@ -115,7 +115,9 @@ def test_a_probe_of_masks_leaves_the_backbone_as_it_is_and_beats_a_constant(run:
     said = verbs.finetune(trained, str(masked), out=tmp_path, epochs=12, batch=4, lr=0.05, from_scratch=True)
     found = json.loads((tmp_path / "finetune.json").read_text())["found"]
     assert found["pretrained"] > max(found["all background"], found["all foreground"])
-    assert load_file(tmp_path / "unet.safetensors")
+    tuned = load_file(tmp_path / "unet.safetensors")
+    for name in ("backbone.bn1.running_mean", "backbone.layer4.0.conv2.weight"):
+        assert not torch.equal(tuned[name], before[f"encoder.{name}"])  # trained whole, statistics and all
     assert all(torch.equal(before[name], value) for name, value in trained.task.state_dict().items())
 
 

@@ -184,6 +184,8 @@ class ContrastiveConfig(WorkloadConfig):
             found.add(BatchCoupling.IN_BATCH_NEGATIVES)
         if self.batch_norm != "group":
             found.add(BatchCoupling.BATCH_NORM)
+        if any("drop" in name and value for name, value in self.backbone_options.items()):
+            found.add(BatchCoupling.DROPOUT)
         return frozenset(found)
 
     def refusal(self, micro_batch_size: int) -> str | None:

@@ -31,6 +31,21 @@ class Pass:
     is_counted: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class OneRank:
+    """The ranks of a process that stands alone."""
+
+    progress: float = 0.0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return `value`."""
+        return value
+
+    def gather(self, value: Tensor) -> Tensor:
+        """Return `value`."""
+        return value
+
+
 class BatchNorm(nn.Module):
     """Takes the place, the weights and the names of a BatchNorm of torch or timm.
 

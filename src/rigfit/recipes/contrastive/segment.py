@@ -15,6 +15,7 @@ from rigfit.errors import UsageError
 from rigfit.recipes.contrastive.downstream import Part
 from rigfit.recipes.contrastive.masks import confusion, foreground, mean_iou
 from rigfit.recipes.contrastive.model import normalised
+from rigfit.recipes.contrastive.norm import BatchNorm, OneRank, finish_norms
 
 _PASS_SIZE = 16
 
@@ -155,6 +156,7 @@ def fit_unet(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
+    norms = [part for part in model.modules() if isinstance(part, BatchNorm)]
     rng = np.random.default_rng(seed)
     steps = epochs * math.ceil(len(part) / batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -168,6 +170,7 @@ def fit_unet(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            finish_norms(norms, OneRank())
             schedule.step()
     return model.eval()
 
