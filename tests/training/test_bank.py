@@ -1,4 +1,4 @@
-"""What a task looks at before an evaluation, what it remarks afterwards, and how far it knows the run to be."""
+"""What a task looks at before an evaluation, what it reports afterwards, and how far it knows the run to be."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.ranks import run_on_ranks
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 TASK = """
-'''A task that keeps a bank, makes remarks, and notes the progress of its steps.'''
+'''A task that keeps a bank, makes reports, and notes the progress of its steps.'''
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class BankTask(rigfit.Task):
     def finish_step(self, ranks):
         self.seen.append(ranks.progress)
 
-    def remarks(self, metrics):
+    def report(self, metrics, folder, step):
         return (f"steps seen at {self.seen}",)
 
 
@@ -75,7 +75,7 @@ def open_data(config, folder):
 """
 
 
-def test_a_step_knows_how_far_the_run_is_and_remarks_are_logged(tmp_path: Path) -> None:
+def test_a_step_knows_how_far_the_run_is_and_reports_are_logged(tmp_path: Path) -> None:
     path = tmp_path / "bank_task_of_the_tests.py"
     path.write_text(TASK, encoding="utf-8")
     run = rigfit.train(str(path), data="none", out=str(tmp_path), rig="cpu:1", micro_batch_size=2, quiet=True)

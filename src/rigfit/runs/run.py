@@ -175,10 +175,10 @@ class Run:
 
     @property
     def way_on(self) -> str:
-        """What to do after a stop: go on from the last whole checkpoint, or start anew where none was written."""
+        """What to do after a stop: go on from the last whole checkpoint, or from the first step where there is none."""
         if list_checkpoints(self.checkpoints):
             return f"Go on from the last checkpoint with: {self.resume_command}"
-        return "No checkpoint was written yet: start anew with `rigfit train`."
+        return f"No checkpoint was written yet; this begins at the first step: {self.resume_command}"
 
     @property
     def quoted(self) -> str:
