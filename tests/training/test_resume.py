@@ -103,7 +103,7 @@ def test_a_crash_in_a_rank_is_told_with_its_last_lines(tmp_path: Path) -> None:
     with pytest.raises(rigfit.RunError, match="asked to fail here") as caught:
         train_toy(tmp_path, "crash", "cpu:2", fail_at=5)
     assert "No checkpoint was written yet" in caught.value.remedy
-    assert "rigfit resume" not in caught.value.remedy
+    assert "begins at the first step: rigfit resume" in caught.value.remedy
     assert rigfit.Run.open(tmp_path / "toy_task" / "crash").status.state == "failed"
 
 
