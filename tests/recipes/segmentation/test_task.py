@@ -215,3 +215,25 @@ def test_recomputing_blocks_changes_neither_loss_nor_gradient_nor_picks() -> Non
     for one, other in zip(plain.parameters(), recomputed.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, atol=1e-6)  # type: ignore[arg-type]
     assert torch.equal(plain.picks, recomputed.picks)  # type: ignore[arg-type]
+
+
+def test_half_precision_and_channels_last_change_next_to_nothing() -> None:
+    task, batch = tiny_task(img_size=64).eval(), toy_batch(64)
+    with torch.no_grad():
+        whole = task(batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            halved = task(batch)
+        task.to(memory_format=torch.channels_last)
+        turned = task({**batch, "image": batch["image"].contiguous(memory_format=torch.channels_last)})
+    assert halved.dtype == torch.float32
+    assert halved.item() == pytest.approx(whole.item(), rel=0.02)
+    assert turned.item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_families_said_to_hold_no_batch_norm_hold_none() -> None:
+    """One of each; building a task refuses others that do, since the plan would not have declared it."""
+    for name in ("edgenext_x_small", "edgenext_small_rw", "convnext_tiny_hnf", "convnextv2_femto", "pvt_v2_b1"):
+        with torch.device("meta"):
+            task = build(tiny_config(backbone=name))
+        assert not task.config.couplings
+        assert task.keeps_buffers_alike

@@ -51,9 +51,10 @@ class Mixture(nn.Module):
         order = chosen.flatten().argsort(stable=True)
         picture = order.div(self.top_k, rounding_mode="floor")
         parts = x.index_select(0, picture).split(self.sizes(chosen))
-        made = torch.cat([expert(part) for expert, part in zip(self.experts.values(), parts, strict=True)])
+        # Normalisations end in float32 under autocast, which would double what is kept.
+        made = torch.cat([expert(part).to(x.dtype) for expert, part in zip(self.experts.values(), parts, strict=True)])
         share = best.softmax(dim=1).flatten()[order].to(made.dtype)
-        added = torch.zeros_like(x, dtype=made.dtype).index_add(0, picture, made * share[:, None, None, None])
+        added = torch.zeros_like(x).index_add(0, picture, made * share[:, None, None, None])
         return Routed(x + added, logits, chosen)
 
     def sizes(self, chosen: Tensor) -> list[int]:
