@@ -113,6 +113,19 @@ def test_shares_of_picks_are_of_whole_steps_and_fillers_do_not_count() -> None:
     assert "usage" in task.state_dict()
 
 
+def test_routers_look_at_how_pictures_differ_from_those_of_whole_steps_before() -> None:
+    task, batch = tiny_task(usage_decay=0.0).train(), toy_batch()
+    pooled = task.network(batch["image"]).pooled
+    for piece in (slice(0, 1), slice(1, 4)):
+        task({name: value[piece] for name, value in batch.items()})
+    task.finish_step(Alone())
+    for level, seen in zip(task.network.levels, pooled, strict=True):
+        mean, spread = seen.mean(0), seen.std(0, correction=0)
+        assert torch.allclose(level.mixture.first_moment, mean, atol=1e-5)
+        expected = (seen - mean) / (spread + 0.05 * seen.square().mean(0).sqrt())
+        assert torch.allclose(level.mixture.standardise(seen), expected, atol=1e-2)
+
+
 def test_evaluation_tells_measures_curves_and_what_experts_got() -> None:
     task = tiny_task().eval()
     with torch.no_grad():
