@@ -72,6 +72,10 @@ class Network(nn.Module):
         router_logits, chosen = (torch.stack([one[part] for one in routed]) for part in (1, 2))
         return Found(logits, deep, router_logits, chosen, [one.pooled for one in routed])
 
+    def mixtures(self) -> list[Mixture]:
+        """Return the experts of each level with their router, finest level first."""
+        return [part for part in self.levels.modules() if isinstance(part, Mixture)]
+
     def blocks(self) -> list[nn.Module]:
         """Return the units of recomputation: the backbone's blocks, levels, the decoder's blocks."""
         return [*self.backbone.blocks(), *self.levels, *self.decoder.blocks]

@@ -134,9 +134,9 @@ class SegmentationTask(Task):
         pace = 1 - self.config.usage_decay
         self.usage.lerp_((total / total.sum(1, keepdim=True)).to(self.usage.dtype), pace)
         first, second = (sums / num_pictures).to(self.usage.dtype).chunk(2)
-        for level, one, two in zip(self.network.levels, first.split(widths), second.split(widths), strict=True):
-            level.mixture.first_moment.lerp_(one, pace)
-            level.mixture.second_moment.lerp_(two, pace)
+        for mixture, one, two in zip(self.network.mixtures(), first.split(widths), second.split(widths), strict=True):
+            mixture.first_moment.lerp_(one, pace)
+            mixture.second_moment.lerp_(two, pace)
 
     def rate_factor(self, name: str) -> float:
         """Return the backbone's share of the learning rate, 1 for the rest."""
