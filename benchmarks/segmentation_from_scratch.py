@@ -23,13 +23,13 @@ from rigfit.runs.metrics import read_records
 # fmt: off
 SIZES = (
     "backbone=edgenext_xx_small", "img_size=96", "lr=2e-3", "backbone_rate=1.0", "effective_batch_size=16",
-    "micro_batch_size=8", "validation_fraction=0.2", "num_workers=0", "eval_every_steps=40",
+    "micro_batch_size=8", "validation_fraction=0.2", "num_workers=0", "eval_every_steps=30",
 )
 # fmt: on
 RUNS = {
+    "kvasir": ("kvasir_seg", "epochs=20"),
+    "kvasir-unbalanced": ("kvasir_seg", "epochs=20", "balance_weight=0"),
     "horses": ("weizmann_horses", "epochs=40"),
-    "kvasir": ("kvasir_seg", "epochs=30"),
-    "kvasir-unbalanced": ("kvasir_seg", "epochs=30", "balance_weight=0"),
 }
 SHOWN = ("s_measure", "e_measure_mean", "e_measure_max", "f_weighted", "f_mean", "f_max", "mae", "iou", "dice")
 BASELINES = ("", "all_foreground/", "all_background/")

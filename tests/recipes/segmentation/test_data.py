@@ -114,9 +114,9 @@ def test_what_does_not_fit_is_left_out_with_its_reason_and_what_is_odd_is_told(t
     assert "48 x 40 pixels, its mask 30 x 40: not the same shape" in rejected
     assert len(rejected.splitlines()) == 4
     text = "\n".join(splits.facts)
-    assert "1 mask differ in size from their pictures, such as masks/pair001.png" in text
-    assert "masks hold greys, as JPEG leaves them at edges" in text
-    assert "masks of them are empty" in text
+    assert "masks of another size than their pictures: 1, such as masks/pair001.png" in text
+    assert "masks that hold greys, as JPEG leaves them at edges: 4" in text
+    assert "empty masks: 5; right is to find nothing there" in text
     assert "above 127" in text
 
 
@@ -184,10 +184,18 @@ def test_drawn_objects_have_the_colours_of_their_ground() -> None:
     assert not draw_pair(np.random.default_rng(0), is_empty=True)[1].any()
 
 
+def test_sample_data_are_drawn_once_from_the_seed(tmp_path: Path) -> None:
+    splits = [prepared("sample", tmp_path / f"data{seed}", seed=seed) for seed in (0, 1)]  # type: ignore[arg-type]
+    assert [len(part) for part in (splits[0].train, splits[0].validation)] == [128, 32]
+    one, other = (split.train.load(0, np.random.default_rng(0))["image"] for split in splits)
+    assert not np.array_equal(one, other)
+    assert any("not how well" in fact for fact in splits[0].facts)
+
+
 @pytest.mark.parametrize("name", ["kvasir_seg", "weizmann_horses", "mt_defect", "dsb2018_nuclei"])
 def test_real_folders_are_read(name: str, tmp_path: Path) -> None:
     root = shared_data(f"segmentation/{name}")
     splits = prepared(root, tmp_path / "data")
     assert len(splits.train) + len(splits.validation) == len(list((root / "images").iterdir()))
     if name == "kvasir_seg":
-        assert any("hold greys" in fact for fact in splits.facts)
+        assert any("that hold greys" in fact for fact in splits.facts)

@@ -112,5 +112,5 @@ def test_the_losses_of_any_split_add_up(sizes: list[int]) -> None:
     pieces = [
         dict(zip(batch, part, strict=True)) for part in zip(*(v.split(sizes) for v in batch.values()), strict=True)
     ]
-    assert sum(task(piece).item() for piece in pieces) == pytest.approx(float(whole), rel=1e-12)
+    assert sum(task(piece).item() for piece in pieces) == pytest.approx(whole.item(), rel=1e-12)
     assert sum(task.count_items(piece) for piece in pieces) == task.count_items(batch) == 4

@@ -33,7 +33,7 @@ def one_by_one(layer: Mixture, x: Tensor) -> Tensor:
     """The guide's loop: for every picture, for every expert it picks."""
     made = []
     for picture in x:
-        logits = layer.router(picture.mean((1, 2)))
+        logits = layer.router(layer.standardise(picture.mean((1, 2))))
         best, chosen = logits.topk(layer.top_k)
         experts = list(layer.experts.values())
         parts = [share * experts[int(e)](picture[None]) for share, e in zip(best.softmax(0), chosen, strict=True)]

@@ -89,16 +89,19 @@ def whole_batch(folder: Path) -> Found:
         task.zero_grad()
         (task(batch) / len(order)).backward()
         gradients.append({name: value.grad.clone() for name, value in task.named_parameters()})  # type: ignore[union-attr]
-        picks = torch.stack(
-            [torch.bincount(level.flatten(), minlength=7) for level in task.network(batch["image"]).chosen]
-        )
-        usage = 0.5 * usage + 0.5 * picks / picks.sum(1, keepdim=True)
-        task.usage.copy_(usage)
+        with torch.no_grad():
+            found = task.network(batch["image"])
+            picks = torch.stack([torch.bincount(level.flatten(), minlength=7) for level in found.chosen])
+            usage = 0.5 * usage + 0.5 * picks / picks.sum(1, keepdim=True)
+            task.usage.copy_(usage)
+            for level, pooled in zip(task.network.levels, found.pooled, strict=True):
+                level.mixture.first_moment.lerp_(pooled.mean(0), 0.5)
+                level.mixture.second_moment.lerp_(pooled.square().mean(0), 0.5)
     held_out: Any = splits.validation
     everything = default_collate([held_out.load(row, np.random.default_rng(0)) for row in range(len(held_out))])
     with torch.no_grad():
-        found = task.eval().evaluate(everything)
-    means = {name: total.double() / count for name, (total, count) in found.items()}
+        measured = task.eval().evaluate(everything)
+    means = {name: total.double() / count for name, (total, count) in measured.items()}
     plain = {name: float(mean) for name, mean in means.items() if not mean.dim()}
     return gradients, usage, plain | task.conclude_curves({name: mean for name, mean in means.items() if mean.dim()})
 

@@ -113,6 +113,19 @@ def test_shares_of_picks_are_of_whole_steps_and_fillers_do_not_count() -> None:
     assert "usage" in task.state_dict()
 
 
+def test_routers_look_at_how_pictures_differ_from_those_of_whole_steps_before() -> None:
+    task, batch = tiny_task(usage_decay=0.0).train(), toy_batch()
+    pooled = task.network(batch["image"]).pooled
+    for piece in (slice(0, 1), slice(1, 4)):
+        task({name: value[piece] for name, value in batch.items()})
+    task.finish_step(Alone())
+    for level, seen in zip(task.network.levels, pooled, strict=True):
+        mean, spread = seen.mean(0), seen.std(0, correction=0)
+        assert torch.allclose(level.mixture.first_moment, mean, atol=1e-5)
+        expected = (seen - mean) / (spread + 0.05 * seen.square().mean(0).sqrt())
+        assert torch.allclose(level.mixture.standardise(seen), expected, atol=1e-2)
+
+
 def test_evaluation_tells_measures_curves_and_what_experts_got() -> None:
     task = tiny_task().eval()
     with torch.no_grad():
@@ -215,3 +228,25 @@ def test_recomputing_blocks_changes_neither_loss_nor_gradient_nor_picks() -> Non
     for one, other in zip(plain.parameters(), recomputed.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, atol=1e-6)  # type: ignore[arg-type]
     assert torch.equal(plain.picks, recomputed.picks)  # type: ignore[arg-type]
+
+
+def test_half_precision_and_channels_last_change_next_to_nothing() -> None:
+    task, batch = tiny_task(img_size=64).eval(), toy_batch(64)
+    with torch.no_grad():
+        whole = task(batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            halved = task(batch)
+        task.to(memory_format=torch.channels_last)
+        turned = task({**batch, "image": batch["image"].contiguous(memory_format=torch.channels_last)})
+    assert halved.dtype == torch.float32
+    assert halved.item() == pytest.approx(whole.item(), rel=0.02)
+    assert turned.item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_families_said_to_hold_no_batch_norm_hold_none() -> None:
+    """One of each; building a task refuses others that do, since the plan would not have declared it."""
+    for name in ("edgenext_x_small", "edgenext_small_rw", "convnext_tiny_hnf", "convnextv2_femto", "pvt_v2_b1"):
+        with torch.device("meta"):
+            task = build(tiny_config(backbone=name))
+        assert not task.config.couplings
+        assert task.keeps_buffers_alike

@@ -17,7 +17,7 @@ STRIDE = 32
 NUM_EXPERTS = 7
 
 WITHOUT_BATCH_NORM = ("edgenext_", "convnext_", "convnextv2_", "pvt_v2_")
-"""Families of timm whose backbones hold no BatchNorm; others are taken to hold some (edgenext_small_rw does not)."""
+"""How names of timm models begin that hold no BatchNorm; others are taken to hold some. Building a task checks it."""
 
 
 class SegmentationConfig(WorkloadConfig):

@@ -164,16 +164,16 @@ def _describe(seen: Sequence[Seen], rejected: Sequence[tuple[str, str]], config:
     ]
     empty = sum(one.foreground == 0 for one in seen)
     if empty:
-        facts.append(f"{count(empty, 'mask')} of them are empty: right is to find nothing there")
+        facts.append(f"empty masks: {empty}; right is to find nothing there")
     grey = sum(one.is_grey for one in seen)
     if grey:
-        facts.append(f"{count(grey, 'mask')} hold greys, as JPEG leaves them at edges; the threshold decides")
+        facts.append(f"masks that hold greys, as JPEG leaves them at edges: {grey}; the threshold decides")
     resized = [one for one in seen if one.is_resized]
     if resized:
-        facts.append(f"{count(len(resized), 'mask')} differ in size from their pictures, such as {resized[0].mask}")
+        facts.append(f"masks of another size than their pictures: {len(resized)}, such as {resized[0].mask}")
     copies = len(seen) - len({one.digest for one in seen})
     if copies:
-        facts.append(f"{count(copies, 'picture')} are copies of others; copies stay on one side of the split")
+        facts.append(f"copies of other pictures: {copies}; copies stay on one side of the split")
     if rejected:
         facts.append(f"{count(len(rejected), 'picture')} left out, listed in {REJECTED_NAME}: {': '.join(rejected[0])}")
     return facts

@@ -13,6 +13,11 @@ from rigfit.recipes.segmentation.experts import EXPERTS
 LARGEST_FIRST = ("attention", "edges", "frequency", "texture", "local", "contrast", "pyramid")
 """Experts by the bytes they keep for backward, most first (a test measures it): the worst that pictures can choose."""
 
+_LEAST_SPREAD = 0.05
+"""Of a channel's root mean square: smaller differences between pictures are mostly rounding, and not magnified."""
+
+_EPS = 1e-6
+
 
 class Routed(NamedTuple):
     """What a level makes of its features, and how its router chose.
@@ -21,11 +26,13 @@ class Routed(NamedTuple):
         features: (batch, width, height, width).
         logits: (batch, experts), float32 or wider.
         chosen: (batch, top_k), numbers of experts.
+        pooled: (batch, width), what the router looked at, as it was before it was standardised.
     """
 
     features: Tensor
     logits: Tensor
     chosen: Tensor
+    pooled: Tensor
 
 
 class Mixture(nn.Module):
@@ -39,22 +46,38 @@ class Mixture(nn.Module):
         super().__init__()
         self.top_k = top_k
         self.router = nn.Linear(width, len(EXPERTS))
+        self.register_buffer("first_moment", torch.zeros(width))
+        self.register_buffer("second_moment", torch.ones(width))
+        self.first_moment: Tensor
+        self.second_moment: Tensor
         self.experts = nn.ModuleDict({name: kind(width) for name, kind in EXPERTS.items()})
 
     def forward(self, x: Tensor) -> Routed:
         """Return the features with what the chosen experts add, each by its share; the shares of a picture sum to 1."""
         pooled = x.mean((2, 3))
         with torch.autocast(x.device.type, enabled=False):
-            wide = torch.promote_types(pooled.dtype, torch.float32)
-            logits = nn.functional.linear(pooled.to(wide), self.router.weight.to(wide), self.router.bias.to(wide))
+            pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
+            wide = pooled.dtype
+            seen = self.standardise(pooled).to(wide)
+            logits = nn.functional.linear(seen, self.router.weight.to(wide), self.router.bias.to(wide))
         best, chosen = logits.topk(self.top_k, dim=1)
         order = chosen.flatten().argsort(stable=True)
         picture = order.div(self.top_k, rounding_mode="floor")
         parts = x.index_select(0, picture).split(self.sizes(chosen))
-        made = torch.cat([expert(part) for expert, part in zip(self.experts.values(), parts, strict=True)])
+        # Normalisations end in float32 under autocast, which would double what is kept.
+        made = torch.cat([expert(part).to(x.dtype) for expert, part in zip(self.experts.values(), parts, strict=True)])
         share = best.softmax(dim=1).flatten()[order].to(made.dtype)
-        added = torch.zeros_like(x, dtype=made.dtype).index_add(0, picture, made * share[:, None, None, None])
-        return Routed(x + added, logits, chosen)
+        added = torch.zeros_like(x).index_add(0, picture, made * share[:, None, None, None])
+        return Routed(x + added, logits, chosen, pooled.detach())
+
+    def standardise(self, pooled: Tensor) -> Tensor:
+        """Return how each picture differs from the mean picture of the steps before, in deviations.
+
+        What all pictures share would otherwise decide, and all would pick the same experts. Moments come from whole
+        steps (`SegmentationTask.finish_step`), so no picture of a batch depends on another.
+        """
+        deviation = (self.second_moment - self.first_moment.square()).clamp(min=0).sqrt()
+        return (pooled - self.first_moment) / (deviation + _LEAST_SPREAD * self.second_moment.sqrt() + _EPS)
 
     def sizes(self, chosen: Tensor) -> list[int]:
         """Return how many pictures each expert gets: one wait for the device.

@@ -26,12 +26,14 @@ class Found(NamedTuple):
         deep: Of the coarser masks, coarsest first.
         router_logits: (levels, batch, experts).
         chosen: (levels, batch, top_k), numbers of experts.
+        pooled: What the routers looked at, (batch, width) for each level.
     """
 
     logits: Tensor
     deep: list[Tensor]
     router_logits: Tensor
     chosen: Tensor
+    pooled: list[Tensor]
 
 
 class Level(nn.Module):
@@ -67,9 +69,12 @@ class Network(nn.Module):
         routed = [level(x) for level, x in zip(self.levels, self.backbone(pictures), strict=True)]
         height, width = images.shape[-2:]
         logits, deep = self.decoder([one.features for one in routed], (height, width))
-        return Found(
-            logits, deep, torch.stack([one.logits for one in routed]), torch.stack([one.chosen for one in routed])
-        )
+        router_logits, chosen = (torch.stack([one[part] for one in routed]) for part in (1, 2))
+        return Found(logits, deep, router_logits, chosen, [one.pooled for one in routed])
+
+    def mixtures(self) -> list[Mixture]:
+        """Return the experts of each level with their router, finest level first."""
+        return [part for part in self.levels.modules() if isinstance(part, Mixture)]
 
     def blocks(self) -> list[nn.Module]:
         """Return the units of recomputation: the backbone's blocks, levels, the decoder's blocks."""

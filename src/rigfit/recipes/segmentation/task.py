@@ -67,8 +67,9 @@ class SegmentationTask(Task):
         num_levels = len(self.network.levels)
         self.register_buffer("usage", torch.full((num_levels, len(EXPERTS)), 1 / len(EXPERTS)))
         self.usage: Tensor
-        # No buffer: buffers may be exchanged between ranks in the middle of a step.
+        # No buffers: those may be exchanged between ranks in the middle of a step.
         self.picks: Tensor | None = None
+        self.moments: Tensor | None = None
         self.frozen = self.network.backbone.frozen_parts(config.trainable)
         for part in self.frozen:
             part.requires_grad_(False)
@@ -96,8 +97,7 @@ class SegmentationTask(Task):
         """Return the loss summed over the pictures, shape (), in float32 or wider."""
         found = self.network(batch["image"])
         if self.training and not self.is_filler:
-            picks = usage.count(found.chosen)
-            self.picks = picks if self.picks is None else self.picks + picks
+            self._note(found)
         return self._losses(found, batch["mask"]).sum()
 
     def evaluate(self, batch: Batch) -> MetricSums:
@@ -122,12 +122,21 @@ class SegmentationTask(Task):
         return usage.alarms(shares)
 
     def finish_step(self, ranks: Ranks) -> None:
-        """Move the shares of picks, which the load balance looks at, by what experts got in this step on all ranks."""
-        picks = torch.zeros_like(self.usage) if self.picks is None else self.picks.to(self.usage.dtype)
-        total = ranks.sum(picks)
-        self.picks = None
-        shares = total / total.sum(1, keepdim=True).clamp(min=1)
-        self.usage.lerp_(shares, 1 - self.config.usage_decay)
+        """Move what routers know of whole steps: the shares of picks, and the moments of the features they look at."""
+        widths = self.network.backbone.widths
+        picks, moments = self.picks, self.moments
+        if picks is None or moments is None:  # this rank had fillers alone
+            picks = torch.zeros(self.usage.shape, dtype=torch.int64, device=self.usage.device)
+            moments = torch.zeros(2 * sum(widths), dtype=torch.float64, device=self.usage.device)
+        self.picks = self.moments = None
+        total, sums = ranks.sum(picks), ranks.sum(moments)
+        num_pictures = total[0].sum() / self.config.top_k
+        pace = 1 - self.config.usage_decay
+        self.usage.lerp_((total / total.sum(1, keepdim=True)).to(self.usage.dtype), pace)
+        first, second = (sums / num_pictures).to(self.usage.dtype).chunk(2)
+        for mixture, one, two in zip(self.network.mixtures(), first.split(widths), second.split(widths), strict=True):
+            mixture.first_moment.lerp_(one, pace)
+            mixture.second_moment.lerp_(two, pace)
 
     def rate_factor(self, name: str) -> float:
         """Return the backbone's share of the learning rate, 1 for the rest."""
@@ -171,6 +180,14 @@ class SegmentationTask(Task):
         """Return probabilities of foreground, (batch, height, width) float32, of uint8 images (batch, 3, ...)."""
         probability: Tensor = self.network(images).logits[:, 0].float().sigmoid()
         return probability
+
+    def _note(self, found: Found) -> None:
+        """Add this pass to what `finish_step` will look at."""
+        picks = usage.count(found.chosen)
+        pooled = torch.cat(found.pooled, dim=1).double()
+        moments = torch.cat([pooled.sum(0), pooled.square().sum(0)])
+        self.picks = picks if self.picks is None else self.picks + picks
+        self.moments = moments if self.moments is None else self.moments + moments
 
     def _losses(self, found: Found, mask: Tensor) -> Tensor:
         with torch.autocast(mask.device.type, enabled=False):
