@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rigfit.atomic import write_atomic
 from rigfit.errors import RunError, UsageError
-from rigfit.runs.atomic import write_atomic
 from rigfit.runs.environment import without_secrets
 from rigfit.runs.run import Run
 from tests.runs.plans import plan

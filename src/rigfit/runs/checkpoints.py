@@ -18,7 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from rigfit.runs.atomic import TEMPORARY_SUFFIX, sync_file, sync_folder, write_atomic
+from rigfit.atomic import TEMPORARY_SUFFIX, sync_file, sync_folder, write_atomic
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1

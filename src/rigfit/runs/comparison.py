@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rigfit.atomic import write_atomic
 from rigfit.hardware.catalogue import card_of
 from rigfit.hardware.rig import DeviceKind
 from rigfit.planning.plan import Plan, Source, StagePlan
 from rigfit.planning.speed.local_rates import record_run
-from rigfit.runs.atomic import write_atomic
 from rigfit.runs.records import Record, read_records
 from rigfit.units import count, format_bytes, format_speed
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
+from rigfit.atomic import write_atomic
 from rigfit.errors import RigfitError, RunError, UsageError
 from rigfit.planning.plan import Plan
-from rigfit.runs.atomic import write_atomic
 from rigfit.runs.environment import describe_environment
 
 _FOLDERS = ("checkpoints", "logs", "data", "export")

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from rigfit.atomic import open_atomic
 from rigfit.errors import RunError
-from rigfit.runs.atomic import open_atomic
 from rigfit.runs.events import EventLog
 from rigfit.runs.records import (
     METRICS,

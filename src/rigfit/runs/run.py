@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from rigfit.atomic import write_atomic
 from rigfit.errors import RunError, UsageError
 from rigfit.planning.plan import Plan
-from rigfit.runs.atomic import write_atomic
 from rigfit.runs.checkpoints import list_checkpoints
 from rigfit.runs.create import create_folder, not_writable
 from rigfit.runs.nearest import nearest_runs

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rigfit.errors import DataError, UsageError
+from rigfit.index_file import find_root
 from rigfit.recipes.autoencoder.arrange import FEWEST_MOSAICS, arrange, tiles_per_side
 from rigfit.recipes.autoencoder.config import AutoencoderConfig
 from rigfit.recipes.autoencoder.index import QUARANTINE_NAME, Index, native_size, read_index, write_index
@@ -84,7 +85,7 @@ def open_data(config: AutoencoderConfig, folder: Path) -> Splits:
         DataError: The pictures are gone, or the filters leave none to train on.
     """
     index = read_index(folder)
-    root = _find_root(index, config, folder)
+    root = find_root(index.root, folder=folder, data=config.data)
     arrangement = arrange(index, config)
     train, validation = (
         TileSamples(
@@ -244,16 +245,6 @@ def _describe_split(split: Split, tiles: Sequence[Tile]) -> list[str]:
     depth = max(tile.zoom for tile in tiles) - split.split_zoom
     side = f"{2**depth} x {2**depth} tiles" if depth else "one tile"
     return [f"held out by ground: {held} squares of {side}, the same squares at every size and zoom"]
-
-
-def _find_root(index: Index, config: AutoencoderConfig, folder: Path) -> Path:
-    """Return where the pictures are now: where they were, or where `config.data` says (a run moved elsewhere)."""
-    root = folder / SAMPLE_NAME if index.root is None else Path(index.root)
-    if not root.is_dir() and config.data not in (None, SAMPLE_NAME):
-        root = Path(str(config.data)).expanduser().resolve()
-    if not root.is_dir():
-        raise DataError(f"The pictures of this run are gone: {root} does not exist.", "Put the folder back.")
-    return root
 
 
 def _some(names: Sequence[str], limit: int = 3) -> str:

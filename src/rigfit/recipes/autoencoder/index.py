@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from rigfit.errors import RunError
+from rigfit.index_file import index_file, write_index_file
 from rigfit.recipes.autoencoder.tiles import LOOSE, BadFile, Tile
 
 _VERSION = 1
-INDEX_NAME = "index.json"
 QUARANTINE_NAME = "quarantine.csv"
 
 RowOrder = Literal["xyz", "tms"]
@@ -65,7 +62,6 @@ def write_index(index: Index, bad: Sequence[BadFile], folder: Path) -> None:
     # Columns, because a name repeated for each of a hundred thousand tiles is most of the file.
     columns = {field.name: [getattr(tile, field.name) for tile in index.tiles] for field in fields(Tile)}
     document = {
-        "version": _VERSION,
         "root": index.root,
         "split_zoom": index.split_zoom,
         "row_order": index.row_order,
@@ -77,14 +73,7 @@ def write_index(index: Index, bad: Sequence[BadFile], folder: Path) -> None:
     writer = csv.DictWriter(table, fieldnames=[field.name for field in fields(BadFile)])
     writer.writeheader()
     writer.writerows(asdict(file) for file in bad)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(folder / QUARANTINE_NAME, table.getvalue().encode("utf-8", "backslashreplace"))
-        _write_whole(folder / INDEX_NAME, json.dumps(document).encode("ascii"))
-    except OSError as error:
-        raise RunError(
-            f"The index of the data cannot be written to {folder}: {error}.", "Choose another place with out=FOLDER."
-        ) from error
+    write_index_file(folder, document, version=_VERSION, tables={QUARANTINE_NAME: table.getvalue()})
 
 
 def read_index(folder: Path) -> Index:
@@ -93,11 +82,7 @@ def read_index(folder: Path) -> Index:
     Raises:
         RunError: It is missing or damaged.
     """
-    path = folder / INDEX_NAME
-    try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
-        if document["version"] != _VERSION:
-            raise RunError(f"{path} is of version {document['version']}, not {_VERSION}.", "Train in a new run folder.")
+    with index_file(folder, version=_VERSION) as document:
         names = list(document["tiles"])
         rows = zip(*document["tiles"].values(), strict=True)
         return Index(
@@ -108,20 +93,3 @@ def read_index(folder: Path) -> Index:
             row_order=document["row_order"],
             facts=tuple(document["facts"]),
         )
-    except FileNotFoundError as error:
-        raise RunError(f"{folder} holds no index of the data.", "Train in a new run folder.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged ({error}).", "Train in a new run folder.") from error
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write to a neighbour and rename: a reader sees all of it or nothing."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from rigfit.errors import DataError, UsageError
 from rigfit.images.decode import read_image
 from rigfit.images.decoded import UnreadableImageError
+from rigfit.index_file import find_root
 from rigfit.recipes.contrastive.config import SAMPLE_NAME, ContrastiveConfig
 from rigfit.recipes.contrastive.drawn import SAMPLE_FACT, write_sample
 from rigfit.recipes.contrastive.facts import describe_run
@@ -68,7 +69,7 @@ def open_data(config: ContrastiveConfig, folder: Path) -> Splits:
         DataError: The pictures are gone.
     """
     index = read_index(folder)
-    root = root_of(index, config, folder)
+    root = find_root(index.root, folder=folder, data=config.data)
     sizes: Counter[str] = Counter(row.split for row in index.rows)
     facts = (*index.facts, *describe_run(config, sizes), *describe_changes(config))
     return Splits(
@@ -76,20 +77,6 @@ def open_data(config: ContrastiveConfig, folder: Path) -> Splits:
         validation=_samples(index, root, config, "validation"),
         facts=facts,
     )
-
-
-def root_of(index: Index, config: ContrastiveConfig, folder: Path) -> Path:
-    """Return where the pictures are now: where they were, or where `config.data` says (a run moved elsewhere).
-
-    Raises:
-        DataError: In neither place.
-    """
-    root = folder / SAMPLE_NAME if index.root is None else Path(index.root)
-    if not root.is_dir() and config.data not in (None, SAMPLE_NAME):
-        root = Path(str(config.data)).expanduser().resolve()
-    if not root.is_dir():
-        raise DataError(f"The pictures of this run are gone: {root} does not exist.", "Put the folder back.")
-    return root
 
 
 def _samples(index: Index, root: Path, config: ContrastiveConfig, split: str) -> PairSamples:

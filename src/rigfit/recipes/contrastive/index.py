@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from rigfit.errors import RunError
+from rigfit.index_file import index_file, write_index_file
 from rigfit.recipes.contrastive.layout import Picture
 
-INDEX_NAME = "index.json"
 _VERSION = 1
 
 Split = Literal["train", "validation", "test"]
@@ -75,16 +72,7 @@ def write_index(index: Index, folder: Path) -> None:
         RunError: The folder cannot be written to.
     """
     columns = {field.name: [getattr(row, field.name) for row in index.rows] for field in fields(Row)}
-    document = {**asdict(index), "rows": columns, "version": _VERSION}
-    unfinished = folder / f".{INDEX_NAME}.{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(document), encoding="utf-8", errors="surrogatepass")
-        unfinished.replace(folder / INDEX_NAME)
-    except OSError as error:
-        raise RunError(
-            f"The index of the data cannot be written to {folder}: {error}.", "Choose another place with out=FOLDER."
-        ) from error
+    write_index_file(folder, {**asdict(index), "rows": columns}, version=_VERSION, tables={})
 
 
 def read_index(folder: Path) -> Index:
@@ -93,12 +81,8 @@ def read_index(folder: Path) -> Index:
     Raises:
         RunError: It is missing or damaged.
     """
-    path = folder / INDEX_NAME
-    try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
-        if document.pop("version") != _VERSION:
-            raise RunError(f"{path} is of another version.", "Train in a new run folder.")
-        columns = document.pop("rows")
+    with index_file(folder, version=_VERSION) as document:
+        columns = document["rows"]
         rows = tuple(Row(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
         return Index(
             root=document["root"],
@@ -106,7 +90,3 @@ def read_index(folder: Path) -> Index:
             classes=tuple(document["classes"]),
             facts=tuple(document["facts"]),
         )
-    except FileNotFoundError as error:
-        raise RunError(f"{folder} holds no index of the data.", "Train in a new run folder.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged ({error}).", "Train in a new run folder.") from error

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rigfit.errors import DataError, UsageError
+from rigfit.index_file import find_root
 from rigfit.recipes.segmentation.config import SAMPLE, SegmentationConfig
 from rigfit.recipes.segmentation.drawn import SAMPLE_FACT, write_sample
 from rigfit.recipes.segmentation.index import REJECTED_NAME, Index, read_index, write_index
@@ -73,7 +74,7 @@ def open_data(config: SegmentationConfig, folder: Path) -> Splits:
         DataError: The pictures are gone.
     """
     index = read_index(folder)
-    root = find_root(index, config, folder)
+    root = find_root(index.root, folder=folder, data=config.data)
     train, validation = (
         PairSamples(
             root=root,
@@ -85,20 +86,6 @@ def open_data(config: SegmentationConfig, folder: Path) -> Splits:
         for pairs in (index.train, index.validation)
     )
     return Splits(train=train, validation=validation, facts=index.facts)
-
-
-def find_root(index: Index, config: SegmentationConfig, folder: Path) -> Path:
-    """Return where the pictures are now: where they were, or where `config.data` says (a run moved elsewhere).
-
-    Raises:
-        DataError: They are at neither place.
-    """
-    root = folder / SAMPLE if index.root is None else Path(index.root)
-    if not root.is_dir() and config.data not in (None, SAMPLE):
-        root = Path(str(config.data)).expanduser().resolve()
-    if not root.is_dir():
-        raise DataError(f"The pictures of this run are gone: {root} does not exist.", "Put the folder back.")
-    return root
 
 
 def split(seen: Sequence[Seen], *, seed: int, fraction: float) -> tuple[list[Seen], list[Seen]]:

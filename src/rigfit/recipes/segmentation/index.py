@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rigfit.errors import RunError
+from rigfit.index_file import index_file, write_index_file
 from rigfit.recipes.segmentation.layouts import Pair
 
-INDEX_NAME = "index.json"
 REJECTED_NAME = "rejected.csv"
 _VERSION = 1
 
@@ -44,7 +40,6 @@ def write_index(index: Index, rejected: Sequence[tuple[str, str]], folder: Path)
         RunError: The folder cannot be written to.
     """
     document = {
-        "version": _VERSION,
         "root": index.root,
         "train": _to_rows(index.train),
         "validation": _to_rows(index.validation),
@@ -53,14 +48,7 @@ def write_index(index: Index, rejected: Sequence[tuple[str, str]], folder: Path)
     }
     table = io.StringIO(newline="")
     csv.writer(table).writerows([("image", "reason"), *rejected])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(folder / REJECTED_NAME, table.getvalue())
-        _write_whole(folder / INDEX_NAME, json.dumps(document))
-    except OSError as error:
-        raise RunError(
-            f"The index of the data cannot be written to {folder}: {error}.", "Choose another place with out=FOLDER."
-        ) from error
+    write_index_file(folder, document, version=_VERSION, tables={REJECTED_NAME: table.getvalue()})
 
 
 def read_index(folder: Path) -> Index:
@@ -69,11 +57,7 @@ def read_index(folder: Path) -> Index:
     Raises:
         RunError: It is missing or damaged.
     """
-    path = folder / INDEX_NAME
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if document["version"] != _VERSION:
-            raise RunError(f"{path} is of version {document['version']}, not {_VERSION}.", "Train in a new run folder.")
+    with index_file(folder, version=_VERSION) as document:
         return Index(
             root=document["root"],
             train=_of_rows(document["train"]),
@@ -81,10 +65,6 @@ def read_index(folder: Path) -> Index:
             tests={name: _of_rows(rows) for name, rows in document["tests"].items()},
             facts=tuple(document["facts"]),
         )
-    except FileNotFoundError as error:
-        raise RunError(f"{folder} holds no index of the data.", "Train in a new run folder.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged ({error}).", "Train in a new run folder.") from error
 
 
 def _to_rows(pairs: Sequence[Pair]) -> list[list[str]]:
@@ -93,13 +73,3 @@ def _to_rows(pairs: Sequence[Pair]) -> list[list[str]]:
 
 def _of_rows(rows: Sequence[Sequence[str]]) -> tuple[Pair, ...]:
     return tuple(Pair(image=image, mask=mask) for image, mask in rows)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write to a neighbour and rename: a reader sees all of it or nothing."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8", errors="surrogateescape")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

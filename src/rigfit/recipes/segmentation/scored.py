@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rigfit.errors import DataError, UsageError
 from rigfit.images.decode import read_image
+from rigfit.index_file import find_root
 from rigfit.recipes.segmentation.baselines import mean_mask
-from rigfit.recipes.segmentation.data import find_root
 from rigfit.recipes.segmentation.index import read_index
 from rigfit.recipes.segmentation.layouts import LAYOUTS, Pair, find_tests, match, sets_in
 from rigfit.recipes.segmentation.look import read_mask
@@ -37,7 +37,7 @@ def find_sets(trained: Trained, folder: Path | None) -> dict[str, tuple[Path, Se
     if folder is None:
         data = trained.folder / "data"
         index = read_index(data)
-        root = find_root(index, segmentation_config(trained), data)
+        root = find_root(index.root, folder=data, data=trained.config.data)
         if not index.tests:
             raise UsageError("The data of this run came without test sets.", "Name one: --folder FOLDER.")
         return {name: (root, pairs) for name, pairs in index.tests.items()}
