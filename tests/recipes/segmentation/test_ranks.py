@@ -72,7 +72,7 @@ def two_steps(world: World, folder: Path, sizes: tuple[int, ...], steps: int, st
         # Every parameter has a gradient on every rank, or DDP would wait for it.
         gradients.append({name: full_tensor(value.grad).clone() for name, value in task.named_parameters()})  # type: ignore[arg-type]
         update_weights(model, optimizer, scaler, clip_grad_norm=None)
-        finish_step(task, world)
+        finish_step(task, world, progress=0.5)
     metrics = evaluate(task, splits.validation, layout=layout, world=world, precision="fp32", num_workers=0)
     return gradients, task.usage.clone(), metrics
 
