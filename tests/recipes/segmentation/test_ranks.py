@@ -40,7 +40,8 @@ def opened(folder: Path) -> tuple[SegmentationTask, Splits]:
     config = tiny_config(data=str(folder / "pairs"), usage_decay=0.5)
     splits = open_data(config, folder / "data")
     torch.manual_seed(0)
-    task = build(config).train()
+    # In float64: rounding in float32 turns some activation around 0, which moves a gradient by up to 1e-4.
+    task = build(config).double().train()
     with torch.no_grad():  # so that pictures differ in what they choose
         for level in task.network.levels:
             level.mixture.router.weight.normal_(std=1.0, generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr]
@@ -140,7 +141,7 @@ def test_any_number_of_ranks_and_passes_gives_the_gradient_of_the_whole_batch(
         for ours, theirs in zip(gradients, expected[0], strict=True):
             assert ours.keys() == theirs.keys()
             norm = torch.cat([value.flatten() for value in theirs.values()]).norm()
-            assert max(float((ours[name] - theirs[name]).norm() / norm) for name in theirs) < 1e-6
+            assert max(float((ours[name] - theirs[name]).norm() / norm) for name in theirs) < 1e-10
 
 
 def test_every_rank_knows_the_same_shares_of_picks(found: list[Found], expected: Found) -> None:
