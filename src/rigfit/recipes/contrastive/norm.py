@@ -25,10 +25,26 @@ class Pass:
     Args:
         num_groups: Groups of equal size among its samples; sample i belongs to group i % num_groups.
         is_counted: False for a filler, whose samples count for nothing.
+        group_size: Samples of a group of queries; 0 where a pass is one group.
     """
 
     num_groups: int = 1
     is_counted: bool = True
+    group_size: int = 0
+
+    def groups_among(self, num_samples: int) -> int:
+        """Return how many groups `num_samples` are, also where a pass is computed again, inside backward.
+
+        By then another pass has run. Only queries are computed again; their groups are full, or one that is not.
+        """
+        if _is_recomputing():
+            return max(1, num_samples // self.group_size) if self.group_size else 1
+        return self.num_groups
+
+
+def _is_recomputing() -> bool:
+    """Return whether this runs inside backward: a pass computed again for its activations."""
+    return torch._C._current_autograd_node() is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +102,7 @@ class BatchNorm(nn.Module):
             normed, mean, var = SyncedNorm.apply(inputs, self.weight, self.bias, self.eps, self.running.is_counted)
             self._count(mean * len(inputs), var * len(inputs), len(inputs))
         else:
-            normed = self._by_group(inputs, 1 if self.is_synced else self.running.num_groups)
+            normed = self._by_group(inputs, 1 if self.is_synced else self.running.groups_among(len(inputs)))
         activated: Tensor = self.act(self.drop(normed))
         return activated
 
@@ -115,7 +131,7 @@ class BatchNorm(nn.Module):
     @torch.no_grad()
     def _count(self, mean: Tensor, var: Tensor, num_samples: int) -> None:
         # A pass that is computed again for its activations, inside backward, was counted before.
-        if self.running.is_counted and torch._C._current_autograd_node() is None:
+        if self.running.is_counted and not _is_recomputing():
             self.mean_sum += mean.to(self.mean_sum.dtype)
             self.var_sum += var.to(self.var_sum.dtype)
             self.num_summed += num_samples

@@ -70,7 +70,7 @@ class ContrastiveTask(Task):
         self.config = config
         self.encoder = build_encoder(config)
         self.predictor = build_predictor(config)
-        self.running = Pass()
+        self.running = Pass(group_size=config.norm_group_size if config.batch_norm == "group" else 0)
         self.momentum_encoder = copy.deepcopy(self.encoder)
         self.momentum_encoder.requires_grad_(False)
         if config.batch_norm != "plain":
