@@ -150,7 +150,9 @@ class Stage:
     def take_step(self, share: Share, settings: StepSettings) -> None:
         """Take one optimizer step."""
         totals = share.totals()
-        rate = self.rate_after(totals.num_samples)
+        before, whole = self.schedule_span
+        position = before + self.progress.samples_seen + totals.num_samples
+        rate = self.rate_at(position)
         set_rate(self.optimizer, rate)
         loss_share = accumulate_gradients(
             self.model,
@@ -161,9 +163,7 @@ class Stage:
             settings=settings,
         )
         norm = update_weights(self.model, self.optimizer, self.scaler, clip_grad_norm=settings.clip_grad_norm)
-        before, total = self.schedule_span
-        progress = (before + self.progress.samples_seen + totals.num_samples) / total
-        finish_step(self.task, self.world, progress=progress)
+        finish_step(self.task, self.world, progress=position / whole)
         if self.average:
             self.average.update(self.task)
         self.advance(totals.num_samples)
@@ -182,12 +182,11 @@ class Stage:
             pin_memory=self.world.device.type == "cuda",
         )
 
-    def rate_after(self, num_samples: int) -> float:
-        """Return the learning rate of a step, from the samples seen once it is done."""
-        before, total = self.schedule_span
+    def rate_at(self, position: int) -> float:
+        """Return the learning rate of a step, from the samples of the schedule seen once it is done."""
         return rate_at(
-            before + self.progress.samples_seen + num_samples,
-            total,
+            position,
+            self.schedule_span[1],
             peak=self.plan.learning_rate,
             warmup_fraction=self.config.warmup_fraction,
             final_fraction=self.config.final_lr_fraction,
