@@ -27,6 +27,8 @@ from rigfit.verb_commands import build_verb_app
 def test_help_lists_every_command_and_needs_no_arguments(capsys):
     assert run([]) == 0
     without = capsys.readouterr().out
+    assert run(["autoencoder", "--help"]) == 0  # a recipe's verbs are added when they are asked for
+    capsys.readouterr()
     assert run(["--help"]) == 0
     assert capsys.readouterr().out == without
     for command in ("plan", "train", "resume", "eval", "export", "calibrate", "recipes"):

@@ -150,7 +150,7 @@ def _ensure_command(word: str) -> None:
         from rigfit.verb_commands import build_verb_app
 
         verbs = load_module(recipe.verbs_module).VERBS
-        app.add_typer(build_verb_app(word, verbs, _call_verb(word)), name=word)
+        app.add_typer(build_verb_app(word, verbs, _call_verb(word)), name=word, hidden=True)
 
 
 def _call_verb(recipe_name: str) -> VerbCaller:
