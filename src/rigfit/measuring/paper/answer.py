@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import re
@@ -118,6 +119,7 @@ def _do(jobs: Sequence[_Job], built: BuiltTask, *, is_channels_last: bool) -> It
 
 def _begin_fork() -> None:
     _end_with_the_asker()
+    gc.freeze()  # what was imported and built stays: looking through it for garbage takes a tenth of a reading
     # Torch replaces its pool of threads at the first use after a fork. Autograd's threads would all try it at once, and
     # abort the process; so it is done here, by the only thread.
     torch.set_num_threads(1)
