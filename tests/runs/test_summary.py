@@ -41,7 +41,7 @@ def evaluated(run: Run, *found: tuple[int, float, bool]) -> None:
 def test_the_end_of_a_run_names_its_folder_and_the_best_evaluation(run: Run) -> None:
     evaluated(run, (10, 20.0, True), (20, 21.5, True), (30, 19.0, False))
     text = " ".join(summarise(run, width=100).split())
-    assert "finished 40 of 40 steps, in runs/autoencoder/run-1" in text
+    assert "finished 40 steps, in runs/autoencoder/run-1" in text
     assert "best evaluation step 20 psnr 21.5 dB (baseline 14 dB), on held-out samples" in text
     assert "runs/autoencoder/run-1/comparison.json" in text
     assert "19" not in text
@@ -56,8 +56,8 @@ def test_the_commands_it_offers_can_be_typed(run: Run) -> None:
 
 
 def test_a_run_without_evaluations_and_one_that_stopped_early_say_so(run: Run) -> None:
-    run.set_status("finished", step=25, total_steps=40)
+    run.set_status("finished", step=25, total_steps=25)
     text = " ".join(summarise(run, width=72).split())
-    assert "25 of 40 steps, in runs/autoencoder/run-1; stopped early" in text
+    assert "25 steps, in runs/autoencoder/run-1; stopped early, 40 steps were planned" in text
     assert "nothing was held out" in text
     assert max(map(len, summarise(run, width=72).splitlines())) <= 72

@@ -151,3 +151,13 @@ def test_moments_in_8_bits_resume_on_the_same_ranks_bit_for_bit_and_on_another_n
         assert ours["sample_hash"] == theirs["sample_hash"]
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
     assert [record["loss"] for record in steps_of(on_one)][4] == pytest.approx(steps_of(straight)[4]["loss"], rel=1e-6)
+
+
+def test_what_a_stage_left_out_by_stopping_early_is_counted_no_more(tmp_path: Path) -> None:
+    """A rate too small to change a weight: the second evaluation is no better, so two steps of the first stage's eight."""
+    stages = [{"lr": 1e-30, "early_stopping_patience": 1, "max_steps": 8}, {"lr": 1e-2, "max_steps": 3}]
+    run = train_toy(tmp_path, "early", "cpu:1", stages=stages, eval_every_steps=1)
+    assert run.plan.total_steps == 11
+    assert (run.status.step, run.status.total_steps) == (5, 5)
+    places = [(record["stage"], record["stage_step"], record["step"]) for record in steps_of(run)]
+    assert places == [(0, 1, 1), (0, 2, 2), (1, 1, 3), (1, 2, 4), (1, 3, 5)]

@@ -9,6 +9,7 @@ from rigfit.runs.lines import validation_line
 from rigfit.runs.metrics import TRAIN_TABLE
 from rigfit.runs.records import read_records
 from rigfit.runs.run import Run
+from rigfit.units import count
 
 _LABEL_WIDTH = 18
 
@@ -16,9 +17,10 @@ _LABEL_WIDTH = 18
 def summarise(run: Run, *, width: int) -> str:
     """Return the end of `run` in labelled lines of at most `width` characters, as a plan is told."""
     status, records = run.status, read_records(run.folder)
-    lines = [("finished", f"{status.step} of {status.total_steps} steps, in {run.shown}")]
-    if status.step < status.total_steps:
-        lines[0] = ("finished", f"{lines[0][1]}; stopped early")
+    planned = run.plan.total_steps
+    is_short = status.step < planned
+    early = f"; stopped early, {planned} steps were planned" if is_short else ""
+    lines = [("finished", f"{count(status.step, 'step')}, in {run.shown}{early}")]
     evaluations = [record for record in records if record["kind"] == "validation"]
     best = [record for record in evaluations if record["is_best"]]
     if best:

@@ -16,6 +16,7 @@ from rigfit.planning.schedule import rate_at, span_of
 from rigfit.recipes import build_task, load_recipe, open_splits
 from rigfit.runs.comparison import FIRST_LOOK, remember_speed, write_comparison
 from rigfit.runs.metrics import MetricsLog
+from rigfit.runs.pace import steps_dropped
 from rigfit.runs.records import ValidationRecord
 from rigfit.runs.run import Run
 from rigfit.task import Task
@@ -202,6 +203,7 @@ class Stage:
         return Pending(
             step=self.progress.step,
             stage=self.progress.stage,
+            stage_step=self.progress.stage_step,
             epoch=self.progress.samples_seen / self.duration.num_train_samples,
             samples_seen=self.progress.samples_seen,
             num_samples=totals.num_samples,
@@ -308,7 +310,7 @@ class Stage:
             keep=self.config.keep_checkpoints,
         )
         if self.world.is_first:
-            self.run.set_status("running", step=self.progress.step, total_steps=self.run.plan.total_steps, message="")
+            set_running(self.run, self.run.plan, self.progress)
 
     def save_and_leave(self, stop_signal: signal.Signals) -> None:
         """Save what the signal interrupts, and end with the exit code that says so."""
@@ -330,6 +332,12 @@ class Stage:
             optimizer=optimizer_state(self.task, self.optimizer),
             saved=None,
         )
+
+
+def set_running(run: Run, plan: Plan, progress: Progress) -> None:
+    """Write how far the run has come, of the steps that are left once stages were stopped early."""
+    dropped = steps_dropped(plan.stage_ends, stage=progress.stage, step=progress.step, stage_step=progress.stage_step)
+    run.set_status("running", step=progress.step, total_steps=plan.total_steps - dropped, message="")
 
 
 def schedule_span(plan: Plan, number: int, duration: Duration) -> tuple[int, int]:
