@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from rigfit.errors import RunError, UsageError
+from rigfit.units import count
 
 RECORD = ".rigfit-results"
 """In a folder of results: the command they are of, then each file with its digest, one JSON object a line."""
@@ -175,6 +176,17 @@ def open_results(path: Path, *, command: str, given_as: str) -> ResultFolder:
 def results_below(folder: Path) -> list[Path]:
     """Return the folders below `folder`, itself aside, that hold results."""
     return sorted(record.parent for record in folder.rglob(RECORD) if record.parent != folder)
+
+
+def passed_over(folder: Path) -> tuple[str, ...]:
+    """Return what to tell of results below `folder`, which are not read, and how they are read all the same."""
+    results = results_below(folder)
+    if not results:
+        return ()
+    return (
+        f"passed over: {count(len(results), 'folder')} with results of rigfit, such as {results[0]} "
+        f"(to read one with the rest, take the file {RECORD} out of it)",
+    )
 
 
 def is_within(path: Path, folders: Sequence[Path]) -> bool:

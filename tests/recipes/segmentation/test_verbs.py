@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +111,17 @@ def test_masks_written_into_the_folder_of_pictures_are_not_looked_at_the_next_ti
     trained: Trained, pictures: Path
 ) -> None:
     for _ in range(2):
-        assert "2 pictures" in verbs.predict(trained, pictures, out=pictures / "results")
+        told = verbs.predict(trained, pictures, out=pictures / "results")
+        assert "2 pictures" in told
+    assert "passed over: 1 folder with results" in told
+    alone = pictures.parent / "alone"
+    shutil.copytree(pictures / "results", alone / "results")  # as somebody copies it, with its hidden record
+    with pytest.raises(DataError, match="passed over: 1 folder with results") as caught:
+        verbs.predict(trained, alone, out=pictures.parent / "out")
+    way_out = re.search(r"take the file (\S+) out of it", caught.value.cause)
+    assert way_out
+    (next((alone / "results").iterdir()) / way_out.group(1)).unlink()
+    assert "4 pictures" in verbs.predict(trained, alone, out=pictures.parent / "out")  # two masks, two overlays
 
 
 def test_pictures_that_are_not_there_are_told(trained: Trained, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from rigfit.errors import DataError, UsageError
-from rigfit.folders import ResultFolder, open_results
+from rigfit.folders import ResultFolder, open_results, passed_over
 from rigfit.images.decode import SUFFIXES
 from rigfit.recipes.ocr.lines import Finish, Shape, cut_line, read_page_image, write_png
-from rigfit.recipes.ocr.pages import Page, find_page_beside, find_pages, name_pages, passed_over, read_page, unfit_name
+from rigfit.recipes.ocr.pages import Page, find_page_beside, find_pages, name_pages, read_page, unfit_name
 from rigfit.recipes.ocr.written import Reading, fill_page
 from rigfit.units import count
 

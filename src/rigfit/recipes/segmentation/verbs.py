@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from rigfit.errors import DataError, UsageError
-from rigfit.folders import ResultFolder, open_results
+from rigfit.folders import ResultFolder, open_results, passed_over
 from rigfit.units import count
 
 # Torch and timm take seconds to import; each verb brings in its own.
@@ -61,7 +61,7 @@ def predict(
     table = _write_table(results, _TABLE, [("image", "object_share", "highest_probability"), *rows])
     empty = sum(row[1] == "0.0000" for row in rows)
     told = f"{table}: {count(len(rows), 'picture')}, in {empty} of them nothing was found at threshold {threshold:g}"
-    return "\n".join([*left_out, told])
+    return "\n".join([*passed_over(source), *left_out, told])
 
 
 def score(trained: Trained, *, out: Path, folder: Path | None = None, flips: bool = False, scales: str = "1") -> str:
