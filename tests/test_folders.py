@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,29 @@ def test_a_result_takes_the_place_of_no_other_file_nor_goes_through_a_link(tmp_p
         fill(out, {"one.txt": "1", "two.txt": "2"})
     assert victim.exists() == (kind != "broken link")
     assert kind == "broken link" or (out / "two.txt").read_text(encoding="utf-8") == "mine"
+
+
+def write_first(folder: ResultFolder) -> None:
+    with folder.new_file("two.txt") as part:
+        part.write_text("2", encoding="utf-8")
+
+
+def tell_all(folder: ResultFolder) -> None:
+    folder.require_free(["one.txt", "two.txt"])
+
+
+@pytest.mark.parametrize("begin", [write_first, tell_all])
+def test_a_person_s_file_in_the_way_is_told_while_former_results_are_still_there(
+    tmp_path: Path, begin: Callable[[ResultFolder], None]
+) -> None:
+    fill(tmp_path, {"one.txt": "1"})
+    (tmp_path / "two.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"two\.txt is there and not a result"):
+        begin(opened(tmp_path))
+    assert contents(tmp_path) == {"one.txt": "1", "two.txt": "mine"}
+    (tmp_path / "two.txt").rename(tmp_path / "kept.txt")
+    fill(tmp_path, {"one.txt": "new", "two.txt": "2"})
+    assert contents(tmp_path) == {"one.txt": "new", "two.txt": "2", "kept.txt": "mine"}
 
 
 def test_a_result_that_became_a_link_loses_the_link_and_not_what_it_leads_to(tmp_path: Path) -> None:

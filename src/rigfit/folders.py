@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -79,15 +79,14 @@ class ResultFolder:
         """
         target, part = self.path / name, self.path / _PART
         try:
+            if not self._has_begun:
+                self.require_free([name])
             self._begin()
             part.unlink(missing_ok=True)
             yield part
             target.parent.mkdir(parents=True, exist_ok=True)
             if os.path.lexists(target):
-                raise UsageError(
-                    f"{target} is there and not a result of `{self.command}`.",
-                    f"Move it away, or give another folder as {self.given_as}.",
-                )
+                raise self._taken(target)
             # Recorded first: a file that is not in the record would be taken for a person's after a kill.
             with (self.path / RECORD).open("a", encoding="utf-8") as record:
                 record.write(json.dumps({"file": name, "sha256": _digest(part)}) + "\n")
@@ -98,6 +97,23 @@ class ResultFolder:
         finally:
             if self._has_begun:
                 part.unlink(missing_ok=True)
+
+    def require_free(self, names: Iterable[str]) -> None:
+        """Refuse names that other files have; said before the first file, no former result is lost by it.
+
+        Raises:
+            UsageError: There is a file of such a name that the command did not write, or as `former`.
+        """
+        own = set(self.former())
+        for name in names:
+            if name not in own and os.path.lexists(self.path / name):
+                raise self._taken(self.path / name)
+
+    def _taken(self, target: Path) -> UsageError:
+        return UsageError(
+            f"{target} is there and not a result of `{self.command}`.",
+            f"Move it away, or give another folder as {self.given_as}.",
+        )
 
     def former(self) -> list[str]:
         """Return the files that the command wrote here before.

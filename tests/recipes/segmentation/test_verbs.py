@@ -107,6 +107,20 @@ def test_the_same_pictures_again_replace_their_results_and_nothing_else_is_writt
         verbs.predict(trained, other, out=other.parent)
 
 
+def test_a_person_s_file_in_the_way_of_one_mask_costs_no_former_one(
+    trained: Trained, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    verbs.predict(trained, pictures, out=out)
+    Image.new("RGB", (8, 8)).save(pictures / "new.png")
+    mine = next(out.iterdir()) / "masks" / "new.png"
+    mine.write_text("mine", encoding="utf-8")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=r"new\.png is there and not a result"):
+        verbs.predict(trained, pictures, out=out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_masks_written_into_the_folder_of_pictures_are_not_looked_at_the_next_time(
     trained: Trained, pictures: Path
 ) -> None:
