@@ -29,6 +29,7 @@ RECIPES: dict[str, Recipe] = {
         task_module="rigfit.recipes.autoencoder.task",
         data_module="rigfit.recipes.autoencoder.data",
         verbs_module="rigfit.recipes.autoencoder.verbs",
+        look="reconstruct RUN",
     ),
     "contrastive": Recipe(
         name="contrastive",
@@ -37,6 +38,7 @@ RECIPES: dict[str, Recipe] = {
         task_module="rigfit.recipes.contrastive.task",
         data_module="rigfit.recipes.contrastive.data",
         verbs_module="rigfit.recipes.contrastive.verbs",
+        look="knn RUN FOLDER",
     ),
     "ocr": Recipe(
         name="ocr",
@@ -45,6 +47,7 @@ RECIPES: dict[str, Recipe] = {
         task_module="rigfit.recipes.ocr.task",
         data_module="rigfit.recipes.ocr.data",
         verbs_module="rigfit.recipes.ocr.verbs",
+        look="worst RUN",
     ),
     "segmentation": Recipe(
         name="segmentation",
@@ -53,6 +56,7 @@ RECIPES: dict[str, Recipe] = {
         task_module="rigfit.recipes.segmentation.task",
         data_module="rigfit.recipes.segmentation.data",
         verbs_module="rigfit.recipes.segmentation.verbs",
+        look="predict RUN PICTURES",
     ),
     "vqa": Recipe(
         name="vqa",
@@ -61,6 +65,7 @@ RECIPES: dict[str, Recipe] = {
         task_module="rigfit.recipes.vqa.task",
         data_module="rigfit.recipes.vqa.data",
         verbs_module="rigfit.recipes.vqa.verbs",
+        look="answer RUN PICTURE QUESTION",
     ),
 }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
-from rigfit.runs.comparison import COMPARISON
+from rigfit.recipes import RECIPES
+from rigfit.runs.comparison import COMPARISON, compare
 from rigfit.runs.lines import validation_line
 from rigfit.runs.metrics import TRAIN_TABLE
 from rigfit.runs.records import read_records
@@ -30,9 +31,15 @@ def summarise(run: Run, *, width: int) -> str:
         lines.append(("best evaluation", "none: its metric was never a number, so the last weights are kept"))
     else:
         lines.append(("best evaluation", "none: nothing was held out, so the last weights are kept"))
-    lines.append(("against the plan", f"memory and speed, predicted and measured: {run.shown / COMPARISON}"))
+    if any(comparison.pairs for comparison in compare(run.plan, records)):
+        lines.append(("against the plan", f"memory and speed, predicted and measured: {run.shown / COMPARISON}"))
     lines.append(("curves", f"{run.shown / TRAIN_TABLE}, or tensorboard --logdir {run.quoted}"))
-    lines.append(("look at it", f"rigfit eval {run.quoted}"))
+    recipe = RECIPES.get(run.plan.recipe)
+    if recipe and recipe.look:
+        words = [run.quoted if word == "RUN" else word for word in recipe.look.split()]
+        lines.append(("look at it", " ".join(["rigfit", recipe.name, *words])))
+    if evaluations:
+        lines.append(("measure it", f"rigfit eval {run.quoted}"))
     return "\n".join(_wrapped(label, text, width) for label, text in lines) + "\n"
 
 
