@@ -25,7 +25,7 @@ from rigfit.planning.plan import BatchLayout, Plan
 from rigfit.planning.show.axes import rows_of
 from rigfit.planning.show.table import PINS, RowPlanner, Table, fill_table
 from rigfit.planning.speed.local_rates import record_factors
-from rigfit.recipes import load_module, load_recipe, needs_run
+from rigfit.recipes import load_module, load_recipe, look_at, needs_run
 from rigfit.runs.run import Run
 from rigfit.workload import Recipe, Workload, WorkloadConfig
 from rigfit.yaml12 import read_yaml
@@ -251,7 +251,7 @@ def _tell_end(run: Run, *, quiet: bool) -> None:
     from rigfit.runs.terminal import page_width
 
     if not quiet:
-        print("\n" + summarise(run, width=page_width()), end="", flush=True)
+        print("\n" + summarise(run, width=page_width(), look=look_at(run.plan.recipe)), end="", flush=True)
 
 
 def _tell_finished(run: Run, *, quiet: bool) -> None:

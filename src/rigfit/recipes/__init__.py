@@ -92,6 +92,15 @@ def load_recipe(name_or_path: str) -> Recipe:
     raise UsageError(f"There is no recipe `{name_or_path}`.", hint)
 
 
+def look_at(name: str) -> str:
+    """Return the words that show what a run of the recipe `name` has learned, `ocr worst RUN`; empty if there are none.
+
+    A person's own file has no verbs and is not opened.
+    """
+    recipe = RECIPES.get(name)
+    return f"{recipe.name} {recipe.look}" if recipe and recipe.look else ""
+
+
 def load_module(name_or_path: str) -> ModuleType:
     """Import a recipe's module by dotted name or from a .py file.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 
-from rigfit.recipes import RECIPES
 from rigfit.runs.comparison import COMPARISON, compare
 from rigfit.runs.lines import validation_line
 from rigfit.runs.metrics import TRAIN_TABLE
@@ -15,8 +14,14 @@ from rigfit.units import count
 _LABEL_WIDTH = 18
 
 
-def summarise(run: Run, *, width: int) -> str:
-    """Return the end of `run` in labelled lines of at most `width` characters, as a plan is told."""
+def summarise(run: Run, *, width: int, look: str) -> str:
+    """Return the end of `run` in labelled lines of at most `width` characters, as a plan is told.
+
+    Args:
+        run: A run that is over.
+        width: Characters.
+        look: What shows best what it has learned, with `RUN` for the run, as in `ocr worst RUN`; may be empty.
+    """
     status, records = run.status, read_records(run.folder)
     planned = run.plan.total_steps
     is_short = status.step < planned
@@ -34,10 +39,9 @@ def summarise(run: Run, *, width: int) -> str:
     if any(comparison.pairs for comparison in compare(run.plan, records)):
         lines.append(("against the plan", f"memory and speed, predicted and measured: {run.shown / COMPARISON}"))
     lines.append(("curves", f"{run.shown / TRAIN_TABLE}, or tensorboard --logdir {run.quoted}"))
-    recipe = RECIPES.get(run.plan.recipe)
-    if recipe and recipe.look:
-        words = [run.quoted if word == "RUN" else word for word in recipe.look.split()]
-        lines.append(("look at it", " ".join(["rigfit", recipe.name, *words])))
+    if look:
+        words = [run.quoted if word == "RUN" else word for word in look.split()]
+        lines.append(("look at it", " ".join(["rigfit", *words])))
     if evaluations:
         lines.append(("measure it", f"rigfit eval {run.quoted}"))
     return "\n".join(_wrapped(label, text, width) for label, text in lines) + "\n"
