@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rigfit.errors import RunError, UsageError
-from rigfit.folders import RECORD, ResultFolder, open_results, refuse_unwritable, results_below
+from rigfit.folders import RECORD, ResultFolder, open_results, refuse_unwritable, results_below, sample_folder
 
 
 def opened(path: Path, command: str = "rigfit x /in") -> ResultFolder:
@@ -239,3 +239,22 @@ def test_a_first_write_that_was_cut_off_leaves_a_folder_that_can_be_filled(tmp_p
     (tmp_path / RECORD).write_text("", encoding="utf-8")
     fill(tmp_path, {"one.txt": "1"})
     assert contents(tmp_path) == {"one.txt": "1"}
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_sample_data_appear_whole_or_not_at_all(tmp_path: Path, was_there: bool) -> None:
+    folder = tmp_path / "a" / "sample"
+    if was_there:
+        folder.mkdir(parents=True)
+        (folder / "old.txt").write_text("old", encoding="utf-8")
+    with contextlib.suppress(KeyboardInterrupt), sample_folder(folder) as part:
+        (part / "new.txt").write_text("half", encoding="utf-8")
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == ({"a/sample/old.txt": "old"} if was_there else {})
+    with sample_folder(folder) as part:
+        (part / "new.txt").write_text("whole", encoding="utf-8")
+    assert contents(tmp_path) == {"a/sample/new.txt": "whole"}
+    assert folder.stat().st_mode & 0o777 == 0o755
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="The sample data cannot be written to"), sample_folder(tmp_path / "file" / "x"):
+        pass

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +49,30 @@ def writable_folder(out: Path) -> Path:
     except OSError as error:
         raise RunError(f"{out} cannot be written: {error.strerror}.", "Give another folder as `out`.") from error
     return out
+
+
+@contextmanager
+def sample_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to draw sample data into; it takes the place of `folder` whole where the block ends well, or not.
+
+    Raises:
+        RunError: The disk refuses.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            yield unfinished
+            unfinished.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise RunError(
+            f"The sample data cannot be written to {folder}: {error}.", "Choose another place with out=FOLDER."
+        ) from error
 
 
 @dataclass(slots=True, kw_only=True)
