@@ -80,6 +80,13 @@ def test_the_smallest_task_of_the_docs_trains(tmp_path: Path) -> None:
         str(path), rig="cpu:1", out=str(tmp_path / "runs"), max_steps=4, micro_batch_size=8, quiet=True
     )
     assert trained.status.state == "finished"
+    listed = re.findall(r"`([^`\s]+)`", (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8"))
+    shown = {
+        path.relative_to(trained.folder).as_posix()
+        for folder in ("", "logs")
+        for path in (trained.folder / folder).iterdir()
+    }
+    assert {path for path in shown if not any(name.removesuffix("/").startswith(path) for name in listed)} == set()
 
 
 def test_the_pages_name_commands() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rigfit.errors import RunError, UsageError
-from rigfit.folders import RECORD, ResultFolder, open_results, refuse_unwritable, results_below
+from rigfit.folders import RECORD, ResultFolder, open_results, refuse_unwritable, results_below, sample_folder
 
 
 def opened(path: Path, command: str = "rigfit x /in") -> ResultFolder:
@@ -103,6 +104,29 @@ def test_a_result_takes_the_place_of_no_other_file_nor_goes_through_a_link(tmp_p
         fill(out, {"one.txt": "1", "two.txt": "2"})
     assert victim.exists() == (kind != "broken link")
     assert kind == "broken link" or (out / "two.txt").read_text(encoding="utf-8") == "mine"
+
+
+def write_first(folder: ResultFolder) -> None:
+    with folder.new_file("two.txt") as part:
+        part.write_text("2", encoding="utf-8")
+
+
+def tell_all(folder: ResultFolder) -> None:
+    folder.require_free(["one.txt", "two.txt"])
+
+
+@pytest.mark.parametrize("begin", [write_first, tell_all])
+def test_a_person_s_file_in_the_way_is_told_while_former_results_are_still_there(
+    tmp_path: Path, begin: Callable[[ResultFolder], None]
+) -> None:
+    fill(tmp_path, {"one.txt": "1"})
+    (tmp_path / "two.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"two\.txt is there and not a result"):
+        begin(opened(tmp_path))
+    assert contents(tmp_path) == {"one.txt": "1", "two.txt": "mine"}
+    (tmp_path / "two.txt").rename(tmp_path / "kept.txt")
+    fill(tmp_path, {"one.txt": "new", "two.txt": "2"})
+    assert contents(tmp_path) == {"one.txt": "new", "two.txt": "2", "kept.txt": "mine"}
 
 
 def test_a_result_that_became_a_link_loses_the_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
@@ -215,3 +239,22 @@ def test_a_first_write_that_was_cut_off_leaves_a_folder_that_can_be_filled(tmp_p
     (tmp_path / RECORD).write_text("", encoding="utf-8")
     fill(tmp_path, {"one.txt": "1"})
     assert contents(tmp_path) == {"one.txt": "1"}
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_sample_data_appear_whole_or_not_at_all(tmp_path: Path, was_there: bool) -> None:
+    folder = tmp_path / "a" / "sample"
+    if was_there:
+        folder.mkdir(parents=True)
+        (folder / "old.txt").write_text("old", encoding="utf-8")
+    with contextlib.suppress(KeyboardInterrupt), sample_folder(folder) as part:
+        (part / "new.txt").write_text("half", encoding="utf-8")
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == ({"a/sample/old.txt": "old"} if was_there else {})
+    with sample_folder(folder) as part:
+        (part / "new.txt").write_text("whole", encoding="utf-8")
+    assert contents(tmp_path) == {"a/sample/new.txt": "whole"}
+    assert folder.stat().st_mode & 0o777 == 0o755
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="The sample data cannot be written to"), sample_folder(tmp_path / "file" / "x"):
+        pass

@@ -25,7 +25,7 @@ from rigfit.planning.plan import BatchLayout, Plan
 from rigfit.planning.show.axes import rows_of
 from rigfit.planning.show.table import PINS, RowPlanner, Table, fill_table
 from rigfit.planning.speed.local_rates import record_factors
-from rigfit.recipes import load_module, load_recipe, needs_run
+from rigfit.recipes import load_module, load_recipe, look_at, needs_run
 from rigfit.runs.run import Run
 from rigfit.workload import Recipe, Workload, WorkloadConfig
 from rigfit.yaml12 import read_yaml
@@ -251,7 +251,16 @@ def _tell_end(run: Run, *, quiet: bool) -> None:
     from rigfit.runs.terminal import page_width
 
     if not quiet:
-        print("\n" + summarise(run, width=page_width()), end="", flush=True)
+        print("\n" + summarise(run, width=page_width(), look=look_at(run.plan.recipe)), end="", flush=True)
+
+
+def _tell_finished(run: Run, *, quiet: bool) -> None:
+    """Print, on the first of the ranks, that there is nothing to go on with."""
+    from rigfit.training.distributed import rank_of_environment
+
+    if not quiet and rank_of_environment() == 0:
+        print(f"Nothing to resume: the run is finished. init_from={run.quoted} starts another one from its weights.")
+    _tell_end(run, quiet=quiet or rank_of_environment() != 0)
 
 
 def _new_run(
@@ -267,11 +276,16 @@ def _new_run(
 def resume(run: str | Run, *, rig: str | None = None, quiet: bool = False) -> Run:
     """Go on with an interrupted run from its newest good checkpoint, on the same rig or another.
 
+    A run that is finished is left as it is, so that a script may give the same command until all is done.
+
     Raises:
-        RunError: The run is finished, or its folder is damaged.
+        RunError: The run's folder is damaged.
     """
     opened = run if isinstance(run, Run) else Run.open(run)
     among_others = joins_others()
+    if opened.status.state == "finished":
+        _tell_finished(opened, quiet=quiet)
+        return opened
     own = rig_of_ranks(rig) if among_others else parse_rig(rig) if rig else None
     from rigfit.launching.join import train_among_others
     from rigfit.launching.launch import launch

@@ -308,6 +308,7 @@ def resume(run_folder: _Run, rig: _Rig = None) -> None:
     """Go on with a run from its last checkpoint.
 
     On any number of GPUs: as many as the run had, where there are as many, unless --rig says otherwise.
+    A finished run is left as it is.
     """
     from rigfit import api
 

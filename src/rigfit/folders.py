@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from rigfit.errors import RunError, UsageError
+from rigfit.units import count
 
 RECORD = ".rigfit-results"
 """In a folder of results: the command they are of, then each file with its digest, one JSON object a line."""
@@ -48,6 +51,30 @@ def writable_folder(out: Path) -> Path:
     return out
 
 
+@contextmanager
+def sample_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to draw sample data into; it takes the place of `folder` whole where the block ends well, or not.
+
+    Raises:
+        RunError: The disk refuses.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            yield unfinished
+            unfinished.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise RunError(
+            f"The sample data cannot be written to {folder}: {error}.", "Choose another place with out=FOLDER."
+        ) from error
+
+
 @dataclass(slots=True, kw_only=True)
 class ResultFolder:
     """A folder that holds what one command wrote, and a record of it.
@@ -78,15 +105,14 @@ class ResultFolder:
         """
         target, part = self.path / name, self.path / _PART
         try:
+            if not self._has_begun:
+                self.require_free([name])
             self._begin()
             part.unlink(missing_ok=True)
             yield part
             target.parent.mkdir(parents=True, exist_ok=True)
             if os.path.lexists(target):
-                raise UsageError(
-                    f"{target} is there and not a result of `{self.command}`.",
-                    f"Move it away, or give another folder as {self.given_as}.",
-                )
+                raise self._taken(target)
             # Recorded first: a file that is not in the record would be taken for a person's after a kill.
             with (self.path / RECORD).open("a", encoding="utf-8") as record:
                 record.write(json.dumps({"file": name, "sha256": _digest(part)}) + "\n")
@@ -97,6 +123,23 @@ class ResultFolder:
         finally:
             if self._has_begun:
                 part.unlink(missing_ok=True)
+
+    def require_free(self, names: Iterable[str]) -> None:
+        """Refuse names that other files have; said before the first file, no former result is lost by it.
+
+        Raises:
+            UsageError: There is a file of such a name that the command did not write, or as `former`.
+        """
+        own = set(self.former())
+        for name in names:
+            if name not in own and os.path.lexists(self.path / name):
+                raise self._taken(self.path / name)
+
+    def _taken(self, target: Path) -> UsageError:
+        return UsageError(
+            f"{target} is there and not a result of `{self.command}`.",
+            f"Move it away, or give another folder as {self.given_as}.",
+        )
 
     def former(self) -> list[str]:
         """Return the files that the command wrote here before.
@@ -175,6 +218,17 @@ def open_results(path: Path, *, command: str, given_as: str) -> ResultFolder:
 def results_below(folder: Path) -> list[Path]:
     """Return the folders below `folder`, itself aside, that hold results."""
     return sorted(record.parent for record in folder.rglob(RECORD) if record.parent != folder)
+
+
+def passed_over(folder: Path) -> tuple[str, ...]:
+    """Return what to tell of results below `folder`, which are not read, and how they are read all the same."""
+    results = results_below(folder)
+    if not results:
+        return ()
+    return (
+        f"passed over: {count(len(results), 'folder')} with results of rigfit, such as {results[0]} "
+        f"(to read one with the rest, take the file {RECORD} out of it)",
+    )
 
 
 def is_within(path: Path, folders: Sequence[Path]) -> bool:

@@ -301,11 +301,6 @@ def _require_here(rig: Rig) -> None:
 
 def ready_to_resume(run: Run, rig: Rig | None, *, quiet: bool) -> Run:
     """Check that the run can go on, move its plan to `rig` where that is another, and say so."""
-    if run.status.state == "finished":
-        raise RunError(
-            f"The run {run.folder} is finished.",
-            f"Evaluate it with `rigfit eval {run.folder}`, or start another one from it with init_from={run.folder}.",
-        )
     with only_writer(run.folder):
         pass  # said before the plan is touched; the ranks hold it while they train
     planned = run.plan

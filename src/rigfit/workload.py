@@ -233,6 +233,8 @@ class Recipe:
         data_module: Dotted module (or .py file) with `open_data(config, folder) -> Splits` and, if the data need
             preparing once per run, `prepare_data(config, folder, progress) -> None`, which writes into `folder`.
         verbs_module: Dotted module with downstream verbs, or None.
+        look: The verb that shows best what a run has learned, as typed after the recipe's name: `RUN` stands for the
+            run, other capitals for what a person fills in. Empty where there is none.
     """
 
     name: str
@@ -241,6 +243,7 @@ class Recipe:
     task_module: str
     data_module: str
     verbs_module: str | None = None
+    look: str = ""
 
     def read_config(self, values: Mapping[str, Any]) -> WorkloadConfig:
         """Return the config that a plan holds as plain values, validated strictly."""

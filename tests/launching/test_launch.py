@@ -45,7 +45,7 @@ def test_a_run_says_why_nothing_was_predicted_and_where_it_is_and_eval_says_what
     run, said = train(tmp_path, str(TOY))
     told = " ".join(said.split())
     assert "unmeasured: nothing is measured on CPU ranks with a pinned micro_batch_size" in told
-    assert "finished 1 of 1 steps, in runs/toy_task/one" in told
+    assert "finished 1 step, in runs/toy_task/one" in told
     assert "rigfit eval runs/toy_task/one" in told
     assert cli.run(["eval", str(run.folder), "--rig", "cpu"]) == 0
     first = capsys.readouterr().out.splitlines()[0]

@@ -12,7 +12,7 @@ from rigfit.errors import UsageError
 from rigfit.hardware.parse import parse_rig
 from rigfit.hardware.rig import Rig
 from rigfit.planning.hours import describe_hours, format_duration, reckon_hours, with_assumed_samples
-from rigfit.planning.make import make_plan
+from rigfit.planning.make import make_plan, with_data
 from rigfit.planning.plan import Plan, Profile, Source
 from rigfit.planning.show.axes import parse_axes, parse_rigs, rows_of
 from rigfit.planning.show.table import RowPlanner, Table, fill_table
@@ -200,6 +200,16 @@ def test_a_table_says_how_many_samples_were_assumed_and_what_the_time_is_of():
     assert " 3 min " in text  # 1,800 samples at 10 samples/s: 180 s
 
 
+def test_a_table_says_that_samples_were_given_for_nothing_where_the_data_are_known():
+    table = table_of(["t4"], 256, epochs=1)
+    known = [replace(cell, plan=with_data(cell.plan, [(1800, 200)], ())) for cell in table.cells]
+    assert "--samples" not in draw_table(replace(table, cells=tuple(known)))
+    asked = [replace(cell, plan=with_assumed_samples(cell.plan, 5)) for cell in known]
+    text = " ".join(draw_table(replace(table, cells=tuple(asked))).split())
+    assert "of 1,800 training samples (counted)" in text
+    assert "with --samples, 5 samples, has no effect: the data are known" in text
+
+
 @pytest.mark.parametrize("width", [72, 80, 100])
 def test_no_line_of_a_table_is_wider_than_the_page(width):
     for rigs in (["t4"], ["t4", "titan-rtx", "l4", "a100-80gb"]):
@@ -276,7 +286,7 @@ def test_hours_follow_from_speed_and_assumed_samples():
     assert hours.num_evaluations == 31  # every 281 steps (9000 / 32): 30 times, and at the end
     assert "assumed" in describe_hours(hours, assumed)
     assert replace(hours, seconds=12.1 * 3600).num_sittings == 2
-    assert "were not needed" in with_assumed_samples(assumed, 5).facts[-1]
+    assert "5 samples, has no effect: the data are known" in with_assumed_samples(assumed, 5).facts[-1]
 
 
 def test_bytes_below_a_gib_are_not_told_as_nothing():

@@ -29,6 +29,7 @@ def step_record(
     return TrainRecord(
         step=step,
         stage=stage,
+        stage_step=step,
         epoch=step / 10,
         samples_seen=4 * step if samples_seen is None else samples_seen,
         loss=loss,

@@ -49,10 +49,13 @@ def text_of(console: Console) -> str:
     return console.file.getvalue()
 
 
-def train(step: int, *, peaks: tuple[int, ...] = (3 * GIB, GIB // 2)) -> Record:
+def train(step: int, *, stage: int = 0, before: int = 0, peaks: tuple[int, ...] = (3 * GIB, GIB // 2)) -> Record:
+    """Return step `step` of the run, in a stage that began after `before` steps."""
     return {
         "kind": "train",
         "step": step,
+        "stage": stage,
+        "stage_step": step - before,
         "loss": 0.02134,
         "samples_per_second": 641.2,
         "peak_memory_bytes": list(peaks),
@@ -292,3 +295,34 @@ def test_the_time_left_is_of_the_present_stage() -> None:
     assert shown
     assert all(line.endswith("left of stage 1/2") for line in shown)
     assert max(int(line.split("min")[0].split()[-1]) if "min" in line else 0 for line in shown) <= 2
+
+
+def test_what_an_early_stop_left_out_is_counted_no_more() -> None:
+    """Two stages of 20 steps; the first stopped after 5, so the run has 25: its 15th is the tenth of the second."""
+    console, clock = plain_console(), Clock()
+    with ProgressView((20, 40), console, clock=clock) as view:
+        for step in range(1, 16):
+            clock.now += 3
+            view.update(train(step) if step <= 5 else train(step, stage=1, before=5))
+    lines = text_of(console).splitlines()
+    assert lines[0].startswith("step 1/40")
+    assert lines[-1].startswith("step 15/25")
+    assert lines[-1].endswith("30 s left of stage 2/2")
+
+
+def test_a_run_that_stopped_early_ends_at_its_last_step() -> None:
+    plain, drawn = plain_console(), terminal(120)
+    for console in (plain, drawn):
+        with ProgressView((44,), console, clock=Clock()) as view:
+            for step in range(1, 8):
+                view.update(train(step))
+            view.end_at(7)
+    assert text_of(plain).splitlines()[-1].startswith("step 7/7 ")
+    assert " 7/7 " in last_drawn(drawn)[-1]
+
+
+def test_a_run_resumed_in_a_later_stage_counts_as_before() -> None:
+    console = plain_console()
+    with ProgressView((20, 40), console) as view:
+        view.update(train(15, stage=1, before=5))
+    assert text_of(console).startswith("step 15/25 ")

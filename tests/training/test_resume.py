@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 import rigfit
+from rigfit.cli import run as command_line
 from rigfit.training.bitsandbytes import is_installed
 
 TOY = str(Path(__file__).parents[1] / "toy_task.py")
@@ -67,9 +68,27 @@ def test_two_then_one_then_two_ranks_keep_order_and_loss(tmp_path: Path) -> None
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
 
-def test_a_finished_run_is_not_resumed(straight: rigfit.Run) -> None:
-    with pytest.raises(rigfit.RunError, match="is finished"):
-        rigfit.resume(straight)
+@pytest.mark.parametrize("words", [[], ["--rig", "cpu:1"]])
+def test_a_finished_run_is_left_as_it_is(
+    words: list[str], straight: rigfit.Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in straight.folder.rglob("*") if path.is_file()}
+    assert command_line(["resume", str(straight.folder), *words]) == 0
+    told = capsys.readouterr()
+    assert "Nothing to resume: the run is finished" in told.out
+    assert "8 of 8 steps" in told.out
+    assert told.err == ""
+    assert {path: path.read_bytes() for path in straight.folder.rglob("*") if path.is_file()} == before
+
+
+def test_of_ranks_that_were_started_for_a_finished_run_one_tells(
+    straight: rigfit.Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, told in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert rigfit.resume(straight).status.state == "finished"
+        assert capsys.readouterr().out.count("Nothing to resume") == told
 
 
 def test_an_existing_run_folder_is_not_trained_over(straight: rigfit.Run) -> None:
@@ -132,3 +151,13 @@ def test_moments_in_8_bits_resume_on_the_same_ranks_bit_for_bit_and_on_another_n
         assert ours["sample_hash"] == theirs["sample_hash"]
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
     assert [record["loss"] for record in steps_of(on_one)][4] == pytest.approx(steps_of(straight)[4]["loss"], rel=1e-6)
+
+
+def test_what_a_stage_left_out_by_stopping_early_is_counted_no_more(tmp_path: Path) -> None:
+    """A rate too small to change a weight: the second evaluation is no better, so two steps of the first stage's eight."""
+    stages = [{"lr": 1e-30, "early_stopping_patience": 1, "max_steps": 8}, {"lr": 1e-2, "max_steps": 3}]
+    run = train_toy(tmp_path, "early", "cpu:1", stages=stages, eval_every_steps=1)
+    assert run.plan.total_steps == 11
+    assert (run.status.step, run.status.total_steps) == (5, 5)
+    places = [(record["stage"], record["stage_step"], record["step"]) for record in steps_of(run)]
+    assert places == [(0, 1, 1), (0, 2, 2), (1, 1, 3), (1, 2, 4), (1, 3, 5)]

@@ -21,6 +21,7 @@ from rigfit.training.loader import Loader, MicroBatch, Stream
 from rigfit.training.optimizer import WeightAverage
 from rigfit.training.precision import build_scaler
 from rigfit.training.step import StepSettings, accumulate_gradients
+from rigfit.training.summed import describe_mean
 from tests.toy_task import Config, Task, Waves
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -42,6 +43,66 @@ class PerSample(Task):
 class PlainNumber(Task):
     def forward(self, batch: dict[str, Any]) -> Tensor:
         return 3.0  # type: ignore[return-value]
+
+
+class Mean(Task):
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        return super().forward(batch) / batch["targets"].numel()
+
+
+class MeanPerSample(Task):
+    """The sum over samples of a mean over what each holds: a sum all the same."""
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        return super().forward(batch) / batch["targets"][0].numel()
+
+    def count_items(self, batch: dict[str, Any]) -> int:
+        return len(batch["targets"])
+
+
+class Normed(Task):
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.first = nn.Sequential(nn.Linear(16, config.width), nn.BatchNorm1d(config.width))  # type: ignore[assignment]
+
+
+class Masked(Task):
+    """Draws what it leaves out anew in every pass, in eval mode too."""
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        inputs = batch["inputs"]
+        return super().forward({**batch, "inputs": inputs * (torch.rand_like(inputs) > 0.5)})
+
+
+class Picky(Task):
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        raise ValueError("four samples, no more and no less")
+
+
+def told_of(task: Task) -> str:
+    stream, config = Stream(samples=Waves(5, 0.1), seed=0, is_shuffled=True), Config()
+    return describe_mean(task, stream, config, device=torch.device("cpu"), precision="fp32")
+
+
+def test_a_mean_where_a_sum_is_expected_is_told() -> None:
+    assert "a mean, it seems" in told_of(Mean(Config()))
+    assert "`losses.sum()`" in told_of(Mean(Config()))
+
+
+@pytest.mark.parametrize("kind", [Task, MeanPerSample, Normed, Masked, Picky])
+def test_a_sum_is_never_taken_for_a_mean(kind: type[Task]) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        assert told_of(kind(Config(dropout=0.5))) == ""
+
+
+def test_asking_whether_a_loss_is_a_sum_changes_nothing() -> None:
+    torch.manual_seed(0)
+    task = Normed(Config(dropout=0.5))
+    before, drawn = {name: value.clone() for name, value in task.state_dict().items()}, torch.get_rng_state()
+    told_of(task)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
 
 
 def test_a_loss_per_sample_is_refused_with_its_shape() -> None:

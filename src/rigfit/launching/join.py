@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rigfit.errors import RigfitError
 from rigfit.hardware.rig import Rig
 from rigfit.launching.launch import show_progress
+from rigfit.recipes import look_at
 from rigfit.runs.run import Run
 from rigfit.runs.summary import summarise
 from rigfit.runs.terminal import page_width
@@ -29,6 +30,6 @@ def train_among_others(rig: Rig, make: Callable[[], Run], *, quiet: bool) -> Run
     with show_progress(run, is_quiet=quiet or not world.is_first):
         worker.train(run)
     if world.is_first and not quiet:
-        print("\n" + summarise(run, width=page_width()), end="", flush=True)
+        print("\n" + summarise(run, width=page_width(), look=look_at(run.plan.recipe)), end="", flush=True)
     distributed.stop()
     return run

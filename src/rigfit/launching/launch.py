@@ -61,7 +61,7 @@ def launch(run: Run, *, is_quiet: bool = False) -> None:
         return
     state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
     with contextlib.suppress(RigfitError):  # a full disk must not hide what went wrong first
-        run.set_status(state, step=run.status.step, total_steps=plan.total_steps, message=error.cause)
+        run.set_status(state, step=run.status.step, total_steps=run.status.total_steps, message=error.cause)
     raise error
 
 
@@ -128,6 +128,8 @@ def show_progress(run: Run, *, is_quiet: bool) -> Iterator[None]:
         finally:
             stop.set()
             thread.join(timeout=10)
+            if run.status.state == "finished":
+                view.end_at(run.status.step)
 
 
 def _explain(run: Run, failures: dict[int, ProcessFailure]) -> RigfitError:

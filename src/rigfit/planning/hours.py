@@ -114,7 +114,7 @@ def with_assumed_samples(plan: Plan, num_samples: int) -> Plan:
     whose data are known stays as it is and says so.
     """
     if all(stage.duration is not None for stage in plan.stages):
-        fact = f"The data are known: the {count(num_samples, 'sample')} to be assumed were not needed."
+        fact = f"{NOT_ASSUMED}, {count(num_samples, 'sample')}, has no effect: the data are known."
         return replace(plan, facts=(*plan.facts, fact))
     sizes = [(num_samples, _num_held_out(stage, num_samples)) for stage in plan.stages]
     held_out = f" and {count(sizes[0][1], 'held-out sample')}" if sizes[0][1] else ""
@@ -122,6 +122,7 @@ def with_assumed_samples(plan: Plan, num_samples: int) -> Plan:
     return with_data(plan, sizes, (fact,))
 
 
+NOT_ASSUMED = "What was to be assumed with --samples"
 _ASSUMED = "Planned before the data were known"
 
 

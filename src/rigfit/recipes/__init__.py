@@ -29,6 +29,7 @@ RECIPES: dict[str, Recipe] = {
         task_module="rigfit.recipes.autoencoder.task",
         data_module="rigfit.recipes.autoencoder.data",
         verbs_module="rigfit.recipes.autoencoder.verbs",
+        look="reconstruct RUN",
     ),
     "contrastive": Recipe(
         name="contrastive",
@@ -37,6 +38,7 @@ RECIPES: dict[str, Recipe] = {
         task_module="rigfit.recipes.contrastive.task",
         data_module="rigfit.recipes.contrastive.data",
         verbs_module="rigfit.recipes.contrastive.verbs",
+        look="knn RUN FOLDER",
     ),
     "ocr": Recipe(
         name="ocr",
@@ -45,6 +47,7 @@ RECIPES: dict[str, Recipe] = {
         task_module="rigfit.recipes.ocr.task",
         data_module="rigfit.recipes.ocr.data",
         verbs_module="rigfit.recipes.ocr.verbs",
+        look="worst RUN",
     ),
     "segmentation": Recipe(
         name="segmentation",
@@ -53,6 +56,7 @@ RECIPES: dict[str, Recipe] = {
         task_module="rigfit.recipes.segmentation.task",
         data_module="rigfit.recipes.segmentation.data",
         verbs_module="rigfit.recipes.segmentation.verbs",
+        look="predict RUN PICTURES",
     ),
     "vqa": Recipe(
         name="vqa",
@@ -61,6 +65,7 @@ RECIPES: dict[str, Recipe] = {
         task_module="rigfit.recipes.vqa.task",
         data_module="rigfit.recipes.vqa.data",
         verbs_module="rigfit.recipes.vqa.verbs",
+        look="answer RUN PICTURE QUESTION",
     ),
 }
 
@@ -85,6 +90,15 @@ def load_recipe(name_or_path: str) -> Recipe:
         else f"There are: {', '.join(RECIPES)}; or give the path of your own .py file."
     )
     raise UsageError(f"There is no recipe `{name_or_path}`.", hint)
+
+
+def look_at(name: str) -> str:
+    """Return the words that show what a run of the recipe `name` has learned, `ocr worst RUN`; empty if there are none.
+
+    A person's own file has no verbs and is not opened.
+    """
+    recipe = RECIPES.get(name)
+    return f"{recipe.name} {recipe.look}" if recipe and recipe.look else ""
 
 
 def load_module(name_or_path: str) -> ModuleType:

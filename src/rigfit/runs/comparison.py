@@ -53,8 +53,9 @@ class Comparison:
     findings: tuple[str, ...]
     notes: tuple[str, ...]
 
-    def describe(self) -> str:
-        """Return both pairs in one line."""
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """What was measured beside what was predicted, in words; empty where nothing was predicted."""
         parts = []
         if self.measured_bytes is not None and self.predicted_bytes:
             ratio = self.measured_bytes / self.predicted_bytes - 1
@@ -68,7 +69,11 @@ class Comparison:
                 f"{format_speed(self.measured_speed)} samples/s over all ranks measured, "
                 f"{format_speed(self.predicted_speed)} predicted ({ratio:+.0%})"
             )
-        text = "; ".join(parts) or "nothing was predicted that could be compared"
+        return tuple(parts)
+
+    def describe(self) -> str:
+        """Return both pairs in one line."""
+        text = "; ".join(self.pairs) or "nothing was predicted that could be compared"
         sentences = [f"after {count(self.num_steps, 'step')} of stage {self.stage + 1}: {text}"]
         return ". ".join([*sentences, *self.findings, *self.notes])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 Clock = Callable[[], float]
@@ -12,6 +12,19 @@ Clock = Callable[[], float]
 _POINTS = 60
 _POINT_SECONDS = 1.0
 _SHORTEST_GAP, _LONGEST_GAP = 2.0, 60.0
+
+
+def steps_dropped(stage_ends: Sequence[int], *, stage: int, step: int, stage_step: int) -> int:
+    """Return how many planned steps fell away because stages before this one were stopped early.
+
+    Args:
+        stage_ends: For each stage the planned number of its last optimizer step.
+        stage: Number of the present stage, from 0.
+        step: Optimizer steps since the run began.
+        stage_step: Optimizer steps since the stage began.
+    """
+    planned_before = stage_ends[stage - 1] if stage else 0
+    return planned_before - (step - stage_step)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rigfit.runs.follow import follow
 from rigfit.runs.lines import describe_numbers, event_line, train_line, validation_line
-from rigfit.runs.pace import Clock, Pace, Rhythm
+from rigfit.runs.pace import Clock, Pace, Rhythm, steps_dropped
 from rigfit.runs.records import Record
 from rigfit.runs.step_bar import step_bar
 from rigfit.runs.terminal import can_redraw, progress_console
@@ -26,7 +26,7 @@ class ProgressView:
     """Shows the records of a run as they come; a context manager.
 
     Args:
-        stage_ends: Number of the last optimizer step of each stage; the last one is the run's.
+        stage_ends: Planned number of the last optimizer step of each stage; the last one is the run's.
         console: Where to draw; standard error when absent.
         clock: Seconds, for the time left and the rhythm of plain lines.
     """
@@ -66,22 +66,35 @@ class ProgressView:
         elif record["kind"] == "event":
             self._say(event_line(record), style="dim")
 
+    def end_at(self, step: int) -> None:
+        """Take note that the run is finished with `step`, earlier than planned perhaps."""
+        self.total_steps = step
+        if self.bar and self.task is not None:
+            self.bar.update(self.task, completed=step, total=step, left="")
+
     def _show_step(self, record: Record) -> None:
         self.last = record
-        shown = self._time_left(record)
+        dropped = steps_dropped(self.stage_ends, **{key: record[key] for key in ("stage", "step", "stage_step")})
+        self.total_steps = self.stage_ends[-1] - dropped
+        shown = self._time_left(record, stage_end=self.stage_ends[record["stage"]] - dropped)
         if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=record["step"], numbers=describe_numbers(record), left=shown)
+            self.bar.update(
+                self.task,
+                completed=record["step"],
+                total=self.total_steps,
+                numbers=describe_numbers(record),
+                left=shown,
+            )
         elif self.rhythm.is_due(record["step"], self.total_steps):
             self._say(train_line(record, total_steps=self.total_steps, time_left=shown))
 
-    def _time_left(self, record: Record) -> str:
+    def _time_left(self, record: Record, *, stage_end: int) -> str:
         """Return the time left in words, of the present stage where there are several: others have other speeds."""
-        number = next((n for n, end in enumerate(self.stage_ends) if record["step"] <= end), 0)
-        left = self.pace.seconds_left(record["step"], self.stage_ends[number])
+        left = self.pace.seconds_left(record["step"], stage_end)
         if not left:
             return ""
         return f"{format_seconds(left)} left" + (
-            f" of stage {number + 1}/{len(self.stage_ends)}" if len(self.stage_ends) > 1 else ""
+            f" of stage {record['stage'] + 1}/{len(self.stage_ends)}" if len(self.stage_ends) > 1 else ""
         )
 
     def _say(self, line: str, *, style: str = "") -> None:

@@ -22,6 +22,7 @@ class TrainRecord:
     Args:
         step: Optimizer steps since the run began, this one included.
         stage: Number of the stage, from 0.
+        stage_step: Optimizer steps since the stage began, this one included.
         epoch: Passes over the stage's training samples, with a fraction.
         samples_seen: Samples the optimizer has seen in this stage.
         loss: Mean over the counted items of the step, over all ranks.
@@ -36,6 +37,7 @@ class TrainRecord:
 
     step: int
     stage: int
+    stage_step: int
     epoch: float
     samples_seen: int
     loss: float

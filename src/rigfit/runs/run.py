@@ -26,7 +26,14 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """How a run stands. `step` counts optimizer steps over all stages; `message` says why it ended, if it did."""
+    """How a run stands.
+
+    Args:
+        state: Where it is in its life.
+        step: Optimizer steps done, over all stages.
+        total_steps: Steps it will have at its end: fewer than planned once a stage was stopped early.
+        message: Why it ended, if it did.
+    """
 
     state: State
     step: int

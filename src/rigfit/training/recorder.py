@@ -24,6 +24,7 @@ class Pending:
 
     step: int
     stage: int
+    stage_step: int
     epoch: float
     samples_seen: int
     num_samples: int
@@ -88,6 +89,7 @@ class Recorder:
             TrainRecord(
                 step=step.step,
                 stage=step.stage,
+                stage_step=step.stage_step,
                 epoch=step.epoch,
                 samples_seen=step.samples_seen,
                 loss=loss,

@@ -16,6 +16,7 @@ from rigfit.planning.schedule import rate_at, span_of
 from rigfit.recipes import build_task, load_recipe, open_splits
 from rigfit.runs.comparison import FIRST_LOOK, remember_speed, write_comparison
 from rigfit.runs.metrics import MetricsLog
+from rigfit.runs.pace import steps_dropped
 from rigfit.runs.records import ValidationRecord
 from rigfit.runs.run import Run
 from rigfit.task import Task
@@ -37,6 +38,7 @@ from rigfit.training.recorder import Pending, Recorder
 from rigfit.training.share import Share, Totals, next_share
 from rigfit.training.signals import StopRequest
 from rigfit.training.step import StepSettings, accumulate_gradients, finish_step, update_weights
+from rigfit.training.summed import describe_mean
 from rigfit.training.wrap import wrap
 from rigfit.workload import BatchCoupling, Splits, WorkloadConfig
 
@@ -82,8 +84,13 @@ class Stage:
         report, left_out = before.give_weights(task, config)
         if report and log:
             log.log_event(progress.step, report)
-        task.train().to(world.device)
-        model = wrap(task, stage, world)
+        task.to(world.device)
+        if recipe.task_module.endswith(".py"):  # recipes of the package have tests of their own
+            stream = stage_stream(splits, config, progress.stage)
+            warning = describe_mean(task, stream, config, device=world.device, precision=stage.precision)
+            if warning and log:
+                log.log_event(progress.step, f"caution: {warning}")
+        model = wrap(task.train(), stage, world)
         optimizer = build_optimizer(
             task, weight_decay=config.weight_decay, beta2=config.beta2, variant=config.optimizer
         )
@@ -172,7 +179,7 @@ class Stage:
     def loader(self) -> Loader:
         """Return the steps that are left, from the position in the stream where the run stands."""
         return Loader(
-            Stream(samples=self.splits.train, seed=stage_seed(self.config.seed, self.progress.stage), is_shuffled=True),
+            stage_stream(self.splits, self.config, self.progress.stage),
             self.plan.layout,
             rank=self.world.rank,
             first_position=self.progress.samples_seen,
@@ -202,6 +209,7 @@ class Stage:
         return Pending(
             step=self.progress.step,
             stage=self.progress.stage,
+            stage_step=self.progress.stage_step,
             epoch=self.progress.samples_seen / self.duration.num_train_samples,
             samples_seen=self.progress.samples_seen,
             num_samples=totals.num_samples,
@@ -308,7 +316,7 @@ class Stage:
             keep=self.config.keep_checkpoints,
         )
         if self.world.is_first:
-            self.run.set_status("running", step=self.progress.step, total_steps=self.run.plan.total_steps, message="")
+            set_running(self.run, self.run.plan, self.progress)
 
     def save_and_leave(self, stop_signal: signal.Signals) -> None:
         """Save what the signal interrupts, and end with the exit code that says so."""
@@ -330,6 +338,17 @@ class Stage:
             optimizer=optimizer_state(self.task, self.optimizer),
             saved=None,
         )
+
+
+def set_running(run: Run, plan: Plan, progress: Progress) -> None:
+    """Write how far the run has come, of the steps that are left once stages were stopped early."""
+    dropped = steps_dropped(plan.stage_ends, stage=progress.stage, step=progress.step, stage_step=progress.stage_step)
+    run.set_status("running", step=progress.step, total_steps=plan.total_steps - dropped, message="")
+
+
+def stage_stream(splits: Splits, config: WorkloadConfig, number: int) -> Stream:
+    """Return the training samples in the order of stage `number`."""
+    return Stream(samples=splits.train, seed=stage_seed(config.seed, number), is_shuffled=True)
 
 
 def schedule_span(plan: Plan, number: int, duration: Duration) -> tuple[int, int]:

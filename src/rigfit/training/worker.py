@@ -25,7 +25,7 @@ from rigfit.training.checkpoint import Saved
 from rigfit.training.distributed import World
 from rigfit.training.export import export
 from rigfit.training.signals import StopRequest
-from rigfit.training.stage import Stage
+from rigfit.training.stage import Stage, set_running
 
 
 def train(run: Run) -> None:
@@ -50,7 +50,7 @@ def _train(run: Run, world: World) -> None:
         while before.progress.stage < len(plan.stages):
             stage = Stage.build(run, plan, world, before=before, log=log, stop=stop)
             if world.is_first:
-                run.set_status("running", step=before.progress.step, total_steps=plan.total_steps, message="")
+                set_running(run, plan, before.progress)
             stage.run_to_end()
             stage.compare_with_plan(is_over=True)
             if world.is_first:
@@ -58,7 +58,7 @@ def _train(run: Run, world: World) -> None:
             before = stage.carry_over()
         if world.is_first:
             export(run)
-            run.set_status("finished", step=before.progress.step, total_steps=plan.total_steps, message="")
+            run.set_status("finished", step=before.progress.step, total_steps=before.progress.step, message="")
         distributed.wait_for_all(world)
     finally:
         if log:

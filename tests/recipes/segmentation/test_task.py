@@ -15,6 +15,7 @@ from rigfit.errors import UsageError
 from rigfit.recipes.segmentation.backbone import Backbone, find_weights
 from rigfit.recipes.segmentation.experts import EXPERTS
 from rigfit.recipes.segmentation.task import build, check_weights, example_batch
+from rigfit.training.checkpoint import load_weights
 from rigfit.training.optimizer import build_optimizer, set_rate
 from rigfit.training.weights import load_what_fits
 from tests.recipes.segmentation.toy_pairs import tiny_config, tiny_task, toy_batch, toy_data
@@ -161,11 +162,10 @@ def test_the_three_baselines_are_the_mean_mask_everything_and_nothing(tmp_path: 
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_weights_with_and_without_the_prefix_of_parallel_training_load_alike(prefix: str) -> None:
+def test_weights_with_and_without_the_prefix_of_parallel_training_load_alike(prefix: str, tmp_path: Path) -> None:
     source, task = tiny_task(), build(tiny_config())
-    report, _ = load_what_fits(
-        task, {prefix + name: value for name, value in source.state_dict().items()}, is_continued=False
-    )
+    save_file({prefix + name: value for name, value in source.state_dict().items()}, tmp_path / "weights.safetensors")
+    report, _ = load_what_fits(task, load_weights(tmp_path / "weights.safetensors"), is_continued=False)
     assert report.startswith(f"{len(source.state_dict())} of {len(source.state_dict())} tensors")
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in task.state_dict().items())
 

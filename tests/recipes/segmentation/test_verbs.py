@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +107,35 @@ def test_the_same_pictures_again_replace_their_results_and_nothing_else_is_writt
         verbs.predict(trained, other, out=other.parent)
 
 
+def test_a_person_s_file_in_the_way_of_one_mask_costs_no_former_one(
+    trained: Trained, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    verbs.predict(trained, pictures, out=out)
+    Image.new("RGB", (8, 8)).save(pictures / "new.png")
+    mine = next(out.iterdir()) / "masks" / "new.png"
+    mine.write_text("mine", encoding="utf-8")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=r"new\.png is there and not a result"):
+        verbs.predict(trained, pictures, out=out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_masks_written_into_the_folder_of_pictures_are_not_looked_at_the_next_time(
     trained: Trained, pictures: Path
 ) -> None:
     for _ in range(2):
-        assert "2 pictures" in verbs.predict(trained, pictures, out=pictures / "results")
+        told = verbs.predict(trained, pictures, out=pictures / "results")
+        assert "2 pictures" in told
+    assert "passed over: 1 folder with results" in told
+    alone = pictures.parent / "alone"
+    shutil.copytree(pictures / "results", alone / "results")  # as somebody copies it, with its hidden record
+    with pytest.raises(DataError, match="passed over: 1 folder with results") as caught:
+        verbs.predict(trained, alone, out=pictures.parent / "out")
+    way_out = re.search(r"take the file (\S+) out of it", caught.value.cause)
+    assert way_out
+    (next((alone / "results").iterdir()) / way_out.group(1)).unlink()
+    assert "4 pictures" in verbs.predict(trained, alone, out=pictures.parent / "out")  # two masks, two overlays
 
 
 def test_pictures_that_are_not_there_are_told(trained: Trained, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +332,20 @@ def test_adapters_on_a_frozen_base_are_all_that_moves_and_all_that_is_saved(whol
     adapted = PeftModel.from_pretrained(base, export)
     after = {name.replace(".base_layer.", "."): value for name, value in adapted.get_base_model().state_dict().items()}
     assert all((after[name] == value).all() for name, value in before.items())
+
+
+def test_the_lines_of_the_docs_load_an_export_on_its_base(whole_run: Any, adapter_run: Any) -> None:
+    from safetensors.torch import load_file
+
+    page = (Path(__file__).parents[3] / "docs" / "vqa.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```text\n(from peft.+?)```", page, re.DOTALL)
+    export = adapter_run.folder / "export"
+    found: dict[str, Any] = {}
+    places = {"runs/vqa/run-1/export": export, "FOLDER": whole_run.folder / "export"}
+    for name, place in places.items():  # the first replacement holds no FOLDER, the second may hold runs/vqa/run-1
+        lines = lines.replace(name, str(place))
+    exec(lines, found)
+    loaded = {name.replace(".default.", "."): value for name, value in found["model"].state_dict().items()}
+    for name, value in load_file(export / "adapter_model.safetensors").items():
+        assert torch.equal(loaded[name], value)
+    assert found["tokenizer"].convert_tokens_to_ids("<|image_pad|>") == 6

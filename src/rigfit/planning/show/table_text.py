@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rigfit.hardware.rig import Rig
-from rigfit.planning.hours import describe_epochs, format_duration, is_assumed, reckon_hours
+from rigfit.planning.hours import NOT_ASSUMED, describe_epochs, format_duration, is_assumed, reckon_hours
 from rigfit.planning.memory.limit import memory_limit
 from rigfit.planning.plan import Plan, StagePlan
 from rigfit.planning.show.table import Cell, Refused, Table, describe_values, device_bytes, fullest_stage, limit_bytes
@@ -335,10 +335,12 @@ def _time_words(plans: Sequence[Plan]) -> str:
         if stage.duration is not None
     )
     origin = "assumed, as given with --samples" if any(is_assumed(plan) for plan, _ in found) else "counted"
-    return (
+    unused = dict.fromkeys(fact for plan, _ in found for fact in plan.facts if fact.startswith(NOT_ASSUMED))
+    told = (
         f"training steps only, for {' or '.join(epochs)} of {' or '.join(samples)} ({origin}); start, evaluations and "
         "checkpoints are not in it"
     )
+    return ". ".join([told, *unused])
 
 
 def _wrapped(line: str, page_width: int) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from rigfit.errors import RunError
+from rigfit.folders import sample_folder
 from rigfit.recipes.autoencoder.landscape import Land, Map, Texture, repeat, shape_land, smooth_step
 from rigfit.recipes.autoencoder.tiles import Progress
 
@@ -42,22 +40,9 @@ def write_sample(folder: Path, seed: int, progress: Progress, *, tiles_per_side:
     """
     picture = Image.fromarray(draw_terrain(tiles_per_side * TILE_SIZE, seed))
     half = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            levels = ((DEEP_ZOOM, FIRST_TILE, picture), (DEEP_ZOOM - 1, FIRST_TILE // 2, half))
-            _write_tiles(unfinished, levels, progress)
-            unfinished.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    except OSError as error:
-        raise RunError(
-            f"The sample data cannot be written to {folder}: {error}.", "Choose another place with out=FOLDER."
-        ) from error
+    with sample_folder(folder) as unfinished:
+        levels = ((DEEP_ZOOM, FIRST_TILE, picture), (DEEP_ZOOM - 1, FIRST_TILE // 2, half))
+        _write_tiles(unfinished, levels, progress)
 
 
 def draw_terrain(side: int, seed: int) -> NDArray[np.uint8]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rigfit.errors import RunError
+from rigfit.folders import sample_folder
 
 SIDE = 48
 CLASSES = ("blobs", "checks", "dots", "rings", "stripes", "waves")
@@ -25,25 +23,13 @@ def write_sample(folder: Path, seed: int, progress: Callable[[int, int], None]) 
     Raises:
         RunError: The folder cannot be written.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            for label, name in enumerate(CLASSES):
-                (unfinished / name).mkdir()
-                for number in range(PER_CLASS):
-                    rng = np.random.default_rng((seed, label, number))
-                    Image.fromarray(draw_texture(name, rng)).save(unfinished / name / f"{number:03d}.png")
-                    progress(label * PER_CLASS + number + 1, len(CLASSES) * PER_CLASS)
-            unfinished.chmod(0o755)
-            shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    except OSError as error:
-        raise RunError(
-            f"The sample data cannot be written to {folder}: {error}.", "Choose another place with out=FOLDER."
-        ) from error
+    with sample_folder(folder) as unfinished:
+        for label, name in enumerate(CLASSES):
+            (unfinished / name).mkdir()
+            for number in range(PER_CLASS):
+                rng = np.random.default_rng((seed, label, number))
+                Image.fromarray(draw_texture(name, rng)).save(unfinished / name / f"{number:03d}.png")
+                progress(label * PER_CLASS + number + 1, len(CLASSES) * PER_CLASS)
 
 
 def draw_texture(name: str, rng: np.random.Generator, side: int = SIDE) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import DeiTConfig, PretrainedConfig, TrOCRConfig, VisionEncoderDecoderConfig, ViTConfig
 
 from rigfit.errors import UsageError
+from rigfit.hub import cached_file, fetching
 from rigfit.recipes.ocr.config import POSITIONS, PUBLISHED, OcrConfig
 
 START, PAD, END, UNKNOWN = 0, 1, 2, 3
@@ -79,15 +80,15 @@ def local_folder(name: str) -> Path | None:
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         return folder
-    return None if _looks_like_path(name) else _cached_folder(name)
+    described = None if _looks_like_path(name) else cached_file(name, "config.json")
+    return described.parent if described else None
 
 
 def missing_model(name: str) -> UsageError:
     """Return the error for a model that is not on this machine."""
     return UsageError(
         f"The model {name} is not on this machine: no folder with a config.json, and not in the local cache.",
-        f"Fetch it once where there is a network (`hf download {name}`), give a folder as model=FOLDER, "
-        "or train a small one with model=scratch.",
+        f"Either {fetching(name, published=PUBLISHED, key='model')}; or train a small one with model=scratch.",
     )
 
 
@@ -168,14 +169,3 @@ def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
 
 def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or os.sep * 2 in name
-
-
-def _cached_folder(name: str) -> Path | None:
-    """Return the snapshot of `name` in the local Hugging Face cache; never asks the network."""
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        found = try_to_load_from_cache(name, "config.json")
-    except ValueError:  # no name that a repository could have
-        return None
-    return Path(found).parent if isinstance(found, str) else None

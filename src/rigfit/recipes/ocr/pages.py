@@ -13,7 +13,6 @@ from typing import Literal
 from rigfit.errors import DataError
 from rigfit.folders import is_within, results_below
 from rigfit.images.decode import SUFFIXES
-from rigfit.units import count
 
 Point = tuple[float, float]
 
@@ -70,14 +69,6 @@ def find_pages(folder: Path) -> list[Path]:
         for path in sorted(folder.rglob("*.xml"))
         if not is_within(path, results) and path.is_file() and _kind_of_file(path) is not None
     ]
-
-
-def passed_over(folder: Path) -> tuple[str, ...]:
-    """Return what to tell of results below `folder`, which are not read."""
-    results = results_below(folder)
-    if not results:
-        return ()
-    return (f"passed over: {count(len(results), 'folder')} with results of rigfit, such as {results[0]}",)
 
 
 def name_pages(files: Sequence[Path], source: Path) -> list[str]:

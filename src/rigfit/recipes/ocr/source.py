@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rigfit.errors import DataError, UsageError
+from rigfit.folders import passed_over
 from rigfit.images.decode import SUFFIXES
-from rigfit.recipes.ocr.pages import Point, find_pages, is_utf8, passed_over, read_page
+from rigfit.recipes.ocr.pages import Point, find_pages, is_utf8, read_page
 from rigfit.recipes.ocr.table import TABLE_SUFFIXES, TableRow, read_table
 from rigfit.units import count
 

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from rigfit.errors import DataError
-from rigfit.folders import is_within, results_below
+from rigfit.folders import is_within, passed_over, results_below
 from rigfit.images.decode import SUFFIXES, read_image
 from rigfit.recipes.ocr.config import OcrConfig
 from rigfit.recipes.ocr.data import finish_of
 from rigfit.recipes.ocr.lines import Finish, Pixels, cut_line, even_out, read_page_image
-from rigfit.recipes.ocr.pages import Page, find_page_beside, find_pages, passed_over, read_page, unfit_name
+from rigfit.recipes.ocr.pages import Page, find_page_beside, find_pages, read_page, unfit_name
 from rigfit.recipes.ocr.resized import resized
 from rigfit.recipes.ocr.task import OcrTask
 from rigfit.recipes.ocr.written import Reading

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from rigfit.errors import DataError, UsageError
-from rigfit.folders import ResultFolder, open_results
+from rigfit.folders import ResultFolder, open_results, passed_over
 from rigfit.images.decode import SUFFIXES
 from rigfit.recipes.ocr.lines import Finish, Shape, cut_line, read_page_image, write_png
-from rigfit.recipes.ocr.pages import Page, find_page_beside, find_pages, name_pages, passed_over, read_page, unfit_name
+from rigfit.recipes.ocr.pages import Page, find_page_beside, find_pages, name_pages, read_page, unfit_name
 from rigfit.recipes.ocr.written import Reading, fill_page
 from rigfit.units import count
 
@@ -50,6 +50,7 @@ def lines(
     """
     files, told = _page_files(pages)
     results = open_results(out, command=_command("lines", pages), given_as="OUT")
+    results.require_free([_TABLE])
     finish = Finish(shape=shape, flatten_background=flatten_background, stretch_contrast=stretch_contrast)
     rows: list[tuple[str, str, str]] = []
     left_out: list[str] = []
@@ -98,6 +99,7 @@ def transcribe(trained: Trained, source: Path, *, out: Path, micro_batch_size: i
     written: list[Path] = []
     without: list[tuple[Page, list[Reading | None], str]] = []  # written only where anything at all could be read
     names = name_pages([page.path for page in found.pages], source)
+    results.require_free([_TRANSCRIPTION, *(f"{name}.{suffix}" for name in names for suffix in ("xml", "txt"))])
     for page, name in zip(found.pages, names, strict=True):
         try:
             _require_fit(name)
@@ -155,6 +157,7 @@ def worst(
     from rigfit.recipes.ocr.samples import LineSamples
 
     results = _check_worst(trained.folder, out=out)
+    results.require_free(["lines.csv", "worst.html"])
     samples = trained.splits.validation if split == "validation" else trained.splits.train
     if not isinstance(samples, LineSamples) or not len(samples):
         raise DataError(f"This run has no {split} lines.", "Use split=train, or a run with held-out lines.")

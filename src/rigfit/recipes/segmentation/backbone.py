@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from rigfit.errors import UsageError
+from rigfit.hub import cached_file, fetching
 from rigfit.recipes.segmentation.config import FRESH, STRIDE, SegmentationConfig
 
 Trainable = Literal["all", "heads", "last", "last_two"]
 
+_PUBLISHED = "timm/edgenext_base.in21k_ft_in1k"
 _FINEST = 4  # features at strides 4, 8, 16, 32
 _BLOCK = re.compile(r"(^|\.)blocks\.\d+$")
 
@@ -109,20 +111,13 @@ def find_weights(name: str) -> Path:
         return files[0].resolve()
     if path.is_file():
         return path.resolve()
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "model.safetensors")
-    except HFValidationError:
-        found = None
-    if not isinstance(found, str):
+    found = cached_file(name, "model.safetensors")
+    if found is None:
         raise UsageError(
             f"The weights {name} are neither a file nor a folder nor in the local Hugging Face cache.",
-            "Fetch them where there is a network (`hf download timm/edgenext_base.in21k_ft_in1k --local-dir FOLDER`) "
-            f"and say weights=FOLDER, or train from nothing: weights={FRESH}.",
+            f"Either {fetching(name, published=_PUBLISHED, key='weights')}; or train from nothing: weights={FRESH}.",
         )
-    return Path(found)
+    return found
 
 
 def load_backbone(backbone: Backbone, config: SegmentationConfig) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rigfit.errors import DataError, UsageError
-from rigfit.folders import is_within, results_below
+from rigfit.folders import is_within, passed_over, results_below
 from rigfit.images.decode import SUFFIXES, read_image
 from rigfit.recipes.segmentation.config import STRIDE, SegmentationConfig
 from rigfit.recipes.segmentation.samples import resize_picture
@@ -92,7 +92,8 @@ def find_pictures(source: Path) -> list[Path]:
         if path.suffix.lower() in SUFFIXES and path.is_file() and not is_within(path, results)
     ]
     if not found:
-        raise DataError(f"{source} holds no pictures.", "Give a folder with pictures.")
+        told = "".join(f" ({fact})" for fact in passed_over(source))
+        raise DataError(f"{source} holds no pictures{told}.", "Give a folder with pictures.")
     return found
 
 

@@ -25,8 +25,6 @@ from rigfit.workload import Samples
 PICKS = "picks"
 """Metric: how often each expert of each level was picked, (levels x experts)."""
 
-_PREFIX = "module."  # what DataParallel and DistributedDataParallel put before every name
-
 
 def build(config: SegmentationConfig) -> SegmentationTask:
     """Return the task with fresh weights, drawn from torch's global generator."""
@@ -155,12 +153,6 @@ class SegmentationTask(Task):
     def load_pretrained(self) -> str:
         """Load the backbone's weights that the config names; return a sentence for the log."""
         return load_backbone(self.network.backbone, self.config)
-
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the entries of `state` that load here, with or without `module.` before their names."""
-        own = self.state_dict()
-        plain = {name.removeprefix(_PREFIX): value for name, value in state.items()}
-        return {name: value for name, value in plain.items() if name in own and own[name].shape == value.shape}
 
     def export_config(self) -> dict[str, Any]:
         """Return what fixes the architecture, and what the model eats."""

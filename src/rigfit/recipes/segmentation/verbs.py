@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from rigfit.errors import DataError, UsageError
-from rigfit.folders import ResultFolder, open_results
+from rigfit.folders import ResultFolder, open_results, passed_over
 from rigfit.units import count
 
 # Torch and timm take seconds to import; each verb brings in its own.
@@ -45,6 +45,8 @@ def predict(
     read = source.resolve()
     folder = out / (read.stem if read.is_file() else read.name or "root")
     results = open_results(folder, command=f"segmentation predict {trained.folder} {read}", given_as="--out")
+    names = {path: path.relative_to(base).with_suffix("").as_posix() for path in pictures}
+    results.require_free([_TABLE, *(f"{kind}/{name}.png" for name in names.values() for kind in ("masks", "overlays"))])
     rows, left_out = [], []
     for path, rgb in read_each(pictures):
         if isinstance(rgb, str):
@@ -52,7 +54,7 @@ def predict(
             continue
         probability = predict_one(trained, rgb, views)
         mask = probability >= threshold
-        name = path.relative_to(base).with_suffix("").as_posix()
+        name = names[path]
         _write_picture(results, f"masks/{name}.png", (255 * probability).round().astype(np.uint8))
         _write_picture(results, f"overlays/{name}.png", overlay(rgb, mask))
         rows.append((path.relative_to(base).as_posix(), f"{mask.mean():.4f}", f"{probability.max():.4f}"))
@@ -61,7 +63,7 @@ def predict(
     table = _write_table(results, _TABLE, [("image", "object_share", "highest_probability"), *rows])
     empty = sum(row[1] == "0.0000" for row in rows)
     told = f"{table}: {count(len(rows), 'picture')}, in {empty} of them nothing was found at threshold {threshold:g}"
-    return "\n".join([*left_out, told])
+    return "\n".join([*passed_over(source), *left_out, told])
 
 
 def score(trained: Trained, *, out: Path, folder: Path | None = None, flips: bool = False, scales: str = "1") -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rigfit.errors import UsageError
-from rigfit.recipes.vqa.config import VqaConfig
+from rigfit.hub import cached_file, fetching
+from rigfit.recipes.vqa.config import PUBLISHED, VqaConfig
 
 SHIPPED = ("qwen2-vl-7b", "small")
 
@@ -26,19 +27,13 @@ def find_source(name: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        found = None
-    if not isinstance(found, str):
+    described = cached_file(name, "config.json")
+    if described is None:
         raise UsageError(
             f"The weights {name} are neither a folder nor in the local Hugging Face cache.",
-            f"Put them there and say weights=FOLDER, {_FRESH_WAY}.",
+            f"Either {fetching(name, published=PUBLISHED, key='weights')}; {_FRESH_WAY}.",
         )
-    return Path(found).parent
+    return described.parent
 
 
 def require_weights(config: VqaConfig) -> None:
