@@ -130,21 +130,21 @@ class _SyncNorm(torch.autograd.Function):
         ctx.save_for_backward(inputs, weight, mean, scale)
         unbiased = var * (total / (total - 1))
         ctx.mark_non_differentiable(mean, unbiased)
-        return inputs * _along(factor, inputs) + _along(shift, inputs), mean, unbiased
+        return torch.addcmul(_along(shift, inputs), inputs, _along(factor, inputs)), mean, unbiased
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         inputs, weight, mean, scale = ctx.saved_tensors
         gradient = gradients[0]
         over = [number for number in range(inputs.dim()) if number != 1]
-        normed = (inputs - _along(mean, inputs)) * _along(scale, inputs)
-        of_bias, of_weight = gradient.sum(over), (gradient * normed).sum(over)
+        centred = inputs - _along(mean, inputs)
+        of_bias, of_weight = gradient.sum(over), (gradient * centred).sum(over) * scale
         sums = torch.stack([of_bias, of_weight])
         dist.all_reduce(sums)
         sums /= dist.get_world_size() * (inputs.numel() // inputs.shape[1])
         factor = scale if weight is None else scale * weight
-        change = gradient - _along(sums[0], inputs) - normed * _along(sums[1], inputs)
-        of_inputs = change * _along(factor, inputs)
+        of_inputs = torch.addcmul(_along(-sums[0] * factor, inputs), gradient, _along(factor, inputs))
+        of_inputs.addcmul_(centred, _along(-sums[1] * scale * factor, inputs))
         return of_inputs, None if weight is None else of_weight, None if weight is None else of_bias, None
 
 
