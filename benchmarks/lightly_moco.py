@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rigfit.recipes.contrastive.model import Encoder, normalised, width_of
 
-_WHERE = "import lightly, pathlib; print(pathlib.Path(lightly.__file__).parent.parent, lightly.__version__)"
+_WHERE = "import lightly, pathlib; print(pathlib.Path(lightly.__file__).parent.parent)"
 
 
 def find_lightly(python: str | None) -> str | None:
@@ -27,14 +27,16 @@ def find_lightly(python: str | None) -> str | None:
             both have, torch above all, is the same in every arm.
 
     Raises:
-        SystemExit: `python` has none.
+        SystemExit: `python` has none, or is none.
     """
     if python is not None:
-        found = subprocess.run([python, "-c", _WHERE], capture_output=True, text=True, check=False)
-        if found.returncode:
-            raise SystemExit(f"{python} cannot import lightly: {found.stderr.strip().splitlines()[-1]}.")
-        folder, _ = found.stdout.split()
-        sys.path.append(folder)
+        try:
+            found = subprocess.run([python, "-c", _WHERE], capture_output=True, text=True, check=True)
+        except OSError as error:
+            raise SystemExit(f"{python} cannot be started: {error.strerror}.") from error
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(f"{python} cannot import lightly: {error.stderr.strip().splitlines()[-1]}.") from error
+        sys.path.append(found.stdout.strip())
     if importlib.util.find_spec("lightly") is None:
         return None
     import lightly
