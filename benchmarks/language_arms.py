@@ -7,48 +7,28 @@ then those that rigfit takes when grouping by length is off, so that losses can 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import arms
 import numpy as np
 import torch
 import torch.distributed as dist
+from arms import Timing, marks_of, timing_of
 from torch import Tensor, nn
 from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 import rigfit
 from rigfit.recipes import build_task, load_recipe, open_splits
-from rigfit.runs.metrics import MetricsLog, read_records
-from rigfit.runs.run import Run
-from rigfit.training import distributed
-from rigfit.training.before import Before
 from rigfit.training.distributed import World
 from rigfit.training.order import mix, sample_at
-from rigfit.training.signals import StopRequest
 from rigfit.training.stage import Stage
 from rigfit.workload import Samples, Splits
 
-STEPS_TO_WARM_UP = 2
-
 # What each recipe's model takes of a batch, its targets last; the Trainer counts those under the name `labels`.
 INPUTS = {"ocr": ("image", "inputs", "labels"), "vqa": ("image", "input_ids", "positions", "answer_at", "answer_ids")}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """What one arm took.
-
-    Args:
-        seconds_per_step: Mean over the steps after the first two, on this rank.
-        losses: Mean loss per token of every step, over all ranks.
-    """
-
-    seconds_per_step: float
-    losses: tuple[float, ...]
 
 
 class Ungrouped:
@@ -69,23 +49,11 @@ class Ungrouped:
 
 def time_rigfit(plan: rigfit.Plan, world: World, data: Path, out: Path, name: str, *, is_grouped: bool) -> Timing:
     """Train the plan's stage with rigfit's engine in this process: run folder, log and last checkpoint included."""
-    if world.is_first:
-        created = Run.create(plan, given={}, out=str(out), name=name)
-        created.data.rmdir()
-        created.data.symlink_to(data)
-    distributed.wait_for_all(world)
-    run = Run.open(out / plan.recipe / name)
-    log = MetricsLog.open(run.folder, resume_step=None) if world.is_first else None
-    stage = Stage.build(run, plan, world, before=Before.of(None), log=log, stop=StopRequest())
-    if not is_grouped:
+
+    def ungroup(stage: Stage) -> None:
         stage.splits = Splits(train=Ungrouped(stage.splits.train), validation=stage.splits.validation)
-    marks = marks_of(stage.task)
-    stage.run_to_end()
-    if log:
-        log.close()
-    distributed.wait_for_all(world)
-    losses = [record["loss"] for record in read_records(run.folder) if record["kind"] == "train"]
-    return Timing(seconds_per_step=seconds_per_step(marks, plan), losses=tuple(losses))
+
+    return arms.time_rigfit(plan, world, out, name, data=data, change=None if is_grouped else ungroup)
 
 
 class InOrder(torch.utils.data.Dataset[Mapping[str, Any]]):
@@ -180,7 +148,7 @@ def time_trainer(plan: rigfit.Plan, world: World, data: Path, out: Path, name: s
     assert trainer.state.global_step * stage.layout.effective_batch_size == total
     losses = torch.stack(model.shares).double().view(-1, accumulation).sum(dim=1)
     dist.all_reduce(losses)
-    return Timing(seconds_per_step=seconds_per_step(marks, plan), losses=tuple(losses.tolist()))
+    return timing_of(marks, plan, losses.tolist())
 
 
 def collator_of(samples: Any, names: Sequence[str]) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]:
@@ -214,16 +182,3 @@ def lengths_in_order(plan: rigfit.Plan, samples: Any) -> list[int]:
     seed = int(stage.config["seed"])
     order = (sample_at(position, len(samples), seed)[1] for position in range(stage.duration.total_samples))
     return [samples.length(index) for index in order]
-
-
-def marks_of(task: nn.Module) -> list[float]:
-    """Return a list that the beginning of every forward pass of `task` is noted in."""
-    marks: list[float] = []
-    task.register_forward_pre_hook(lambda *_: marks.append(time.perf_counter()))
-    return marks
-
-
-def seconds_per_step(marks: Sequence[float], plan: rigfit.Plan) -> float:
-    """Return the mean time from the start of one step's first forward pass to the next one's."""
-    starts = marks[:: plan.stages[0].layout.accumulation_steps][STEPS_TO_WARM_UP:]
-    return (starts[-1] - starts[0]) / (len(starts) - 1)

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from language_arms import Timing, lengths_in_order, rebalanced, time_rigfit, time_trainer
+from arms import Timing, ratios_of, require_same_work
+from language_arms import lengths_in_order, rebalanced, time_rigfit, time_trainer
 from results_file import write_result
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from two_loops import on_two_ranks
@@ -45,7 +46,6 @@ from rigfit.training.distributed import World
 from rigfit.training.loader import Stream, deal
 
 TARGET = 1.0
-MOST_DISAGREEMENT = 1e-4
 
 # The stock model alone: the second head from scratch is rigfit's own, and no augmentation runs.
 SMALL = {
@@ -101,28 +101,12 @@ def measure(
     for number in range(num_pairs):
         names = list(ARMS) if number % 2 == 0 else list(reversed(ARMS))
         found = {name: ARMS[name](plan, both, data, folder, f"{name}-{number}") for name in names}
-        disagreement = max(disagreement, require_same_work(found))
+        disagreement = max(disagreement, require_same_work(found, "trainer"))
         pairs.append({name: effective / found[name].seconds_per_step for name in ARMS})
         if both.is_first:
             told = ", ".join(f"{name} {speed:.1f}" for name, speed in pairs[-1].items())
             print(f"{plan.recipe}, pair {number + 1}, samples/s: {told}", flush=True)
     return {"samples_per_second": pairs, "largest_relative_difference_of_losses": disagreement}
-
-
-def require_same_work(found: dict[str, Timing]) -> float:
-    """Return the largest relative difference of any arm's losses from those of the Trainer.
-
-    Raises:
-        SystemExit: It is above 1e-4: the arms do not do the same work, so their times say nothing.
-    """
-    worst = 0.0
-    for name, timing in found.items():
-        for step, (ours, theirs) in enumerate(zip(timing.losses, found["trainer"].losses, strict=True), 1):
-            difference = abs(ours - theirs) / abs(theirs)
-            if not difference <= MOST_DISAGREEMENT:
-                raise SystemExit(f"The losses of {name} and trainer disagree by {difference:.1e} at step {step}.")
-            worst = max(worst, difference)
-    return worst
 
 
 def padding_of(plan: rigfit.Plan, data: Path) -> dict[str, float]:
@@ -166,22 +150,13 @@ def padded_over_real(passes: Iterable[Sequence[int]], lengths: Sequence[int]) ->
     return padded / real
 
 
-def ratios_of(pairs: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Return each ratio of speeds: median, least and largest over the pairs, and all of them."""
-    found = {}
-    for name, (above, below) in RATIOS.items():
-        ratios = [pair[above] / pair[below] for pair in pairs]
-        found[name] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "pairs": ratios}
-    return found
-
-
 def compare(asked: argparse.Namespace, recipe: str) -> dict[str, Any]:
     """Time all arms on one recipe, and tell."""
     with scratch() as data:
         plan = plan_for(asked, recipe, data)
         found = on_two_ranks(functools.partial(measure, plan=plan, data=data, num_pairs=asked.pairs))
         padding = padding_of(plan, data)
-    ratios = ratios_of(found["samples_per_second"])
+    ratios = ratios_of(found["samples_per_second"], RATIOS)
     speeds = {name: statistics.median(pair[name] for pair in found["samples_per_second"]) for name in ARMS}
     for name, ratio in ratios.items():
         print(f"{recipe}, {name}: median {ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f})")

@@ -1,14 +1,11 @@
-"""The autoencoder on noise held in memory, noting when each forward pass begins: the same clock for both loops."""
+"""The autoencoder on noise held in memory."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from in_memory import InMemory, pictures_of_noise
 from pydantic import Field
-from torch import Tensor
 
 import rigfit
 from rigfit.recipes.autoencoder.config import AutoencoderConfig
@@ -28,34 +25,12 @@ class Config(AutoencoderConfig):
     num_samples: int = Field(256, ge=1, description="pictures in memory")
 
 
-class InMemory:
-    """Pictures of noise, drawn once."""
-
-    def __init__(self, num_samples: int, img_size: int) -> None:
-        self.images = np.random.default_rng(0).integers(0, 256, (num_samples, 3, img_size, img_size), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        return {"image": self.images[index]}
-
-
-class MarkedTask(AutoencoderTask):
-    """Notes when each forward pass begins. On a CPU that is when the work before it is done."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.marks: list[float] = []
-
-    def forward(self, batch: rigfit.Batch) -> Tensor:
-        self.marks.append(time.perf_counter())
-        return super().forward(batch)
-
-
-def build(config: Config) -> MarkedTask:
-    return MarkedTask(config)
+def build(config: Config) -> AutoencoderTask:
+    return AutoencoderTask(config)
 
 
 def open_data(config: Config, folder: Path) -> rigfit.Splits:
-    return rigfit.Splits(train=InMemory(config.num_samples, config.img_size), validation=InMemory(0, config.img_size))
+    def noise(num_samples: int) -> InMemory:
+        return InMemory({"image": pictures_of_noise(num_samples, 3, config.img_size, config.img_size)})
+
+    return rigfit.Splits(train=noise(config.num_samples), validation=noise(0))

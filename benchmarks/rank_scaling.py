@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from arms import require_same_work, time_rigfit
 from results_file import write_result
-from two_loops import on_two_ranks, plan_for, require_same_work, time_by_hand, time_rigfit
+from two_loops import on_two_ranks, plan_for, time_by_hand
 
 import rigfit
 from rigfit.training.distributed import World
@@ -37,7 +38,7 @@ def measure(
             dist.barrier()
             fast = loop(on_two, both, folder, f"{loop.__name__}-two-{number}")
             if slow is not None:
-                require_same_work(slow, fast)
+                require_same_work({"one rank": slow, "two ranks": fast}, "two ranks")
                 seconds |= {
                     f"{loop.__name__}_one": slow.seconds_per_step,
                     f"{loop.__name__}_two": fast.seconds_per_step,

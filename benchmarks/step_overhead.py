@@ -11,8 +11,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from arms import require_same_work, time_rigfit
 from results_file import write_result
-from two_loops import on_two_ranks, plan_for, require_same_work, time_by_hand, time_rigfit
+from two_loops import on_two_ranks, plan_for, time_by_hand
 
 import rigfit
 from rigfit.training.distributed import World
@@ -26,10 +27,10 @@ def measure(both: World, _alone: World, folder: Path, *, plan: rigfit.Plan, num_
     disagreement = 0.0
     for number in range(num_pairs):
         loops = [time_rigfit, time_by_hand] if number % 2 == 0 else [time_by_hand, time_rigfit]
-        found = {loop: loop(plan, both, folder, f"{loop.__name__}-{number}") for loop in loops}
-        ours, theirs = found[time_rigfit], found[time_by_hand]
+        found = {loop.__name__: loop(plan, both, folder, f"{loop.__name__}-{number}") for loop in loops}
+        disagreement = max(disagreement, require_same_work(found, "time_by_hand"))
+        ours, theirs = found["time_rigfit"], found["time_by_hand"]
         if both.is_first:
-            disagreement = max(disagreement, require_same_work(ours, theirs))
             pairs.append({"rigfit": ours.seconds_per_step, "by_hand": theirs.seconds_per_step})
             ratio = ours.seconds_per_step / theirs.seconds_per_step
             print(

@@ -143,8 +143,11 @@ def update_weights(
     """
     scaler.unscale_(optimizer)
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    limit = clip_grad_norm if clip_grad_norm is not None else float("inf")
-    norm = full_tensor(nn.utils.clip_grad_norm_(parameters, limit))
+    if clip_grad_norm is None:  # measured all the same, for the log; clipping at infinity would rewrite every gradient
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    else:
+        norm = nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+    norm = full_tensor(norm)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
