@@ -38,6 +38,11 @@ def test_help_lists_every_command_and_needs_no_arguments(capsys):
         assert code in " ".join(without.split())
 
 
+def test_python_finds_the_command_where_the_path_does_not():
+    told = subprocess.run([sys.executable, "-m", "rigfit", "--version"], capture_output=True, text=True, timeout=120)
+    assert (told.returncode, told.stdout.strip()) == (0, f"rigfit {__version__}")
+
+
 def test_the_options_of_every_command_are_these():
     # Renaming or removing one breaks people's scripts: change this list only together with the changelog.
     group = typer.main.get_command(app)
