@@ -61,13 +61,13 @@ class Comparison:
             ratio = self.measured_bytes / self.predicted_bytes - 1
             parts.append(
                 f"peak memory per rank {format_bytes(self.measured_bytes)} measured, "
-                f"{format_bytes(self.predicted_bytes)} predicted ({ratio:+.0%})"
+                f"{format_bytes(self.predicted_bytes)} predicted ({ratio:+z.0%})"
             )
         if self.measured_speed is not None and self.predicted_speed:
             ratio = self.measured_speed / self.predicted_speed - 1
             parts.append(
                 f"{format_speed(self.measured_speed)} samples/s over all ranks measured, "
-                f"{format_speed(self.predicted_speed)} predicted ({ratio:+.0%})"
+                f"{format_speed(self.predicted_speed)} predicted ({ratio:+z.0%})"
             )
         return tuple(parts)
 
@@ -160,7 +160,7 @@ def _notes(
         return ()
     origin = ""
     if stage.predicted_source is Source.MEASURED:
-        origin = ": it came from a few steps before the run, as fast as the machine was just then"
+        origin = ": it came from a few steps before the run, on the machine as it was just then"
     return (f"note: the prediction of the {' and the '.join(unbounded)} gave no bound{origin}",)
 
 

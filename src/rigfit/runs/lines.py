@@ -39,9 +39,14 @@ def _in_gib(num_bytes: int) -> str:
 
 
 def validation_line(record: Record) -> str:
-    """Return an evaluation: `step 120  psnr 21.3 dB (baseline 14.2 dB)  ssim 0.71  best`."""
+    """Return an evaluation: `step 120  psnr 21.3 dB (baseline 14.2 dB)  ssim 0.71  best`.
+
+    Parts of parts, such as `picks/level1/edges`, are for files and curves: there may be dozens of them.
+    """
     parts = [f"step {record['step']}"]
     for name in record["metrics"]:
+        if name.count("/") > 1:
+            continue
         unit, baseline = _UNITS.get(name, ""), number(record, "baseline", name)
         beside = "" if baseline is None else f" (baseline {format_number(baseline)}{unit})"
         parts.append(f"{name} {format_number(number(record, 'metrics', name))}{unit}{beside}")

@@ -169,6 +169,28 @@ def test_the_export_is_loaded_by_timm_and_gives_the_same_features(tmp_path: Path
         again = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
         pictures = torch.randn(2, 3, 32, 32)
         torch.testing.assert_close(again(pictures), task.encoder.backbone(pictures))
+        classifier = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=5).eval()
+        assert classifier(pictures).shape == (2, 5)
+        torch.testing.assert_close(classifier.forward_features(pictures), again.forward_features(pictures))
+
+
+def test_held_out_pictures_are_held_against_keys_of_the_network_as_it_is() -> None:
+    """Against a fresh queue, the loss of a network that knows nothing was far below chance, and rose as it learned."""
+    task = made(queue_size=12, effective_batch_size=8).eval()
+    known, unknown = batch(6), batch(4, first=100)
+    with torch.no_grad():
+        plain = {"plain": known["image"][:, 0], "label": torch.full((6,), -1), "index": known["index"]}
+        task.take_bank(task.remember(plain))
+        metrics = task.evaluate(unknown)
+        queries, keys = (
+            make(unknown["image"][:, view]).double().numpy() for view, make in enumerate((task.queries, task.keys))
+        )
+        negatives = task.keys(known["image"][:, 0]).double().numpy()
+    same = np.exp((queries * keys).sum(axis=1) / 0.2)
+    others = np.exp(queries @ negatives.T / 0.2).sum(axis=1)
+    total, count = metrics["loss"]
+    assert float(total) / count == pytest.approx(-np.log(same / (same + others)).mean(), rel=1e-5)
+    assert task.conclude({})["chance"] == pytest.approx(np.log(1 + 6))
 
 
 def test_a_bare_backbone_starts_both_encoders_and_says_so(tmp_path: Path) -> None:

@@ -126,10 +126,11 @@ def test_picks_are_counted_named_and_drawn_and_unused_experts_are_told(tmp_path:
     assert picks.tolist() == [[2, 2, 1, 1, 0, 0, 0], [2, 2, 2, 0, 0, 0, 0]]
     shares = usage.shares_in(usage.name_shares(picks / 6) | {"iou": 0.5})
     assert np_equal(shares.tolist(), (picks / 6).tolist())
-    told = usage.alarms(shares)
+    told = usage.alarms(shares, 49)
     assert len(told) == 2
     assert "level 1: edges (0.0 %), pyramid (0.0 %), contrast (0.0 %)" in told[0]
-    assert usage.alarms(shares * 0 + 1 / 7) == []
+    assert usage.alarms(shares * 0 + 1 / 7, 49) == []
+    assert usage.alarms(shares, 48) == []  # of which an expert in balance gets none once in a thousand times
     usage.draw(shares, tmp_path / "experts" / "a.png", title="after step 1")
     assert (tmp_path / "experts" / "a.png").stat().st_size > 1000
 

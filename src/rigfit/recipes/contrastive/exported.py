@@ -33,6 +33,9 @@ def write_backbone(backbone: nn.Module, config: ContrastiveConfig, folder: Path)
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "num_classes": 0,
+            # timm leaves the weights of these out where another number of classes is asked for
+            "classifier": backbone.pretrained_cfg.get("classifier"),
+            "first_conv": backbone.pretrained_cfg.get("first_conv"),
         },
         "small_images": config.small_images,
     }

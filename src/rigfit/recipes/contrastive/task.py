@@ -202,7 +202,7 @@ class ContrastiveTask(Task):
     # --- evaluation
 
     def bank_samples(self) -> Samples | None:
-        """Return training pictures, evenly spread: neighbours, and for v3 the negatives of held-out queries."""
+        """Return training pictures, evenly spread: neighbours, and the negatives of held-out queries."""
         pictures = self.train_pictures
         if pictures is None:
             return None
@@ -230,15 +230,18 @@ class ContrastiveTask(Task):
         return to_length_1(self.encoder.backbone(self._to_input(pictures)))
 
     def evaluate(self, batch: Batch) -> MetricSums:
-        """Return loss and kNN hits; v3 has negatives from the bank, for those of a pass depend on the layout."""
+        """Return loss and kNN hits.
+
+        Negatives are the bank's, made by the network as it is. Those of a pass depend on the layout; the queue's are
+        random directions at first, which every query is far from, and older than the network later.
+        """
         first, second = batch["image"].unbind(dim=1)
         sizes = len(first)
         metrics: dict[str, tuple[Tensor, int]] = {}
-        if self.queue is not None:
-            losses = self._queue_losses(self.queries(first), self.keys(second), batch["index"])
-            metrics["loss"] = (losses.sum(), sizes)
-        elif self.bank:
-            total = self._bank_losses(first, second, batch["index"]) + self._bank_losses(second, first, batch["index"])
+        if self.bank:
+            total = self._bank_losses(first, second, batch["index"])
+            if self.config.is_v3:
+                total = total + self._bank_losses(second, first, batch["index"])
             metrics["loss"] = (total, sizes)
         if self.num_classes and self.bank:
             known = batch["label"] >= 0
@@ -253,18 +256,21 @@ class ContrastiveTask(Task):
         return metrics
 
     def _bank_losses(self, view: Tensor, other: Tensor, numbers: Tensor) -> Tensor:
+        size = self._num_negatives(len(self.bank["keys"]))
         losses = queue_losses(
             self.queries(view),
             self.keys(other),
-            self.bank["keys"][: self._num_bank_negatives()],
+            self.bank["keys"][:size],
             numbers=numbers,
-            of_negatives=self.bank["numbers"][: self._num_bank_negatives()],
+            of_negatives=self.bank["numbers"][:size],
             temperature=self.config.temperature,
         )
-        return 2 * self.config.temperature * losses.sum()
+        return losses.sum() * (2 * self.config.temperature if self.config.is_v3 else 1)
 
-    def _num_bank_negatives(self) -> int:
-        return max(1, min(self.config.effective_batch_size - 1, len(self.bank.get("keys", ()))))
+    def _num_negatives(self, bank_size: int) -> int:
+        """Return how many keys of a bank evaluation uses: as many as training has, where there are as many."""
+        in_training = self.config.effective_batch_size - 1 if self.queue is None else self.queue.in_use
+        return max(1, min(in_training, bank_size))
 
     def conclude(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return `metrics` with chance level and spread: 1 = directions as even as random ones, 0 = all alike."""
@@ -275,7 +281,7 @@ class ContrastiveTask(Task):
 
     def chance(self) -> float:
         """Return the loss of a network that tells nothing apart, among as many negatives as evaluation uses."""
-        return chance_level(self.config, self.queue.in_use if self.queue is not None else self._num_bank_negatives())
+        return chance_level(self.config, self._num_negatives(len(self.bank["keys"])))
 
     def report(self, metrics: Mapping[str, float], folder: Path, step: int) -> Sequence[str]:
         """Warn where all embeddings are alike."""
@@ -292,11 +298,9 @@ class ContrastiveTask(Task):
         pictures = self.bank_samples()
         if pictures is None:
             return None
-        negatives = self.config.effective_batch_size - 1
-        size = self.queue.in_use if self.queue is not None else max(1, min(negatives, len(pictures)))
         return PixelBaseline(
             pictures,
-            chance=chance_level(self.config, size),
+            chance=chance_level(self.config, self._num_negatives(len(pictures))),
             num_classes=self.num_classes,
             neighbours=self.config.knn_neighbours,
         )

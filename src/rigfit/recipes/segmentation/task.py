@@ -20,7 +20,7 @@ from rigfit.recipes.segmentation.measured import conclude_curves, sums_of
 from rigfit.recipes.segmentation.network import Found, Network
 from rigfit.recipes.segmentation.samples import PairSamples
 from rigfit.task import Batch, MetricSums, Ranks, Task
-from rigfit.workload import Samples
+from rigfit.workload import Samples, Splits
 
 PICKS = "picks"
 """Metric: how often each expert of each level was picked, (levels x experts)."""
@@ -68,6 +68,7 @@ class SegmentationTask(Task):
         # No buffers: those may be exchanged between ranks in the middle of a step.
         self.picks: Tensor | None = None
         self.moments: Tensor | None = None
+        self.num_held_out = 0
         self.frozen = self.network.backbone.frozen_parts(config.trainable)
         for part in self.frozen:
             part.requires_grad_(False)
@@ -86,6 +87,10 @@ class SegmentationTask(Task):
         for part in self.frozen:
             part.eval()
         return self
+
+    def setup(self, splits: Splits) -> None:
+        """Take how many pictures are held out, for what may be said of so few."""
+        self.num_held_out = len(splits.validation)
 
     def count_items(self, batch: Batch) -> int:
         """Return the number of pictures."""
@@ -117,7 +122,7 @@ class SegmentationTask(Task):
         """Draw what experts got into `folder`, and tell which got next to nothing."""
         shares = usage.shares_in(metrics)
         usage.draw(shares, folder / "experts" / f"step-{step:08d}.png", title=f"share of picks after step {step}")
-        return usage.alarms(shares)
+        return usage.alarms(shares, self.num_held_out * self.config.top_k)
 
     def finish_step(self, ranks: Ranks) -> None:
         """Move what routers know of whole steps: the shares of picks, and the moments of the features they look at."""

@@ -16,6 +16,9 @@ from rigfit.recipes.segmentation.experts import EXPERTS
 DEAD = 0.01
 """Share of a level's picks below which an expert is told to be unused; 1/7 is what each would get in balance."""
 
+_ENOUGH = 7
+"""Picks that an expert is to expect in balance before their absence means something: by chance, none is e^-7 = 0.1 %."""
+
 _PREFIX = "picks/"
 _CELL, _LEFT, _TOP = 88, 72, 56
 _PAPER, _INK = (255, 255, 255), (25, 25, 25)
@@ -45,9 +48,14 @@ def shares_in(metrics: Mapping[str, float]) -> NDArray[np.float64]:
     return np.array(rows, np.float64).reshape(num_levels, len(EXPERTS))
 
 
-def alarms(shares: NDArray[np.float64]) -> list[str]:
-    """Return a sentence for each level with experts that get less than 1 % of its picks."""
-    told = []
+def alarms(shares: NDArray[np.float64], num_picks: int) -> list[str]:
+    """Return a sentence for each level with experts that get less than 1 % of its picks.
+
+    Nothing is said of so few picks, `num_picks` a level, that an expert may lack them by chance.
+    """
+    told: list[str] = []
+    if num_picks < _ENOUGH * len(EXPERTS):
+        return told
     for level, row in enumerate(shares, start=1):
         dead = [f"{expert} ({100 * share:.1f} %)" for expert, share in zip(EXPERTS, row, strict=True) if share < DEAD]
         if dead:

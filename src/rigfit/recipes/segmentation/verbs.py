@@ -62,7 +62,7 @@ def predict(
         raise DataError(f"None of {count(len(pictures), 'picture')} can be read.", left_out[0])
     table = _write_table(results, _TABLE, [("image", "object_share", "highest_probability"), *rows])
     empty = sum(row[1] == "0.0000" for row in rows)
-    told = f"{table}: {count(len(rows), 'picture')}, in {empty} of them nothing was found at threshold {threshold:g}"
+    told = f"{table}: {count(len(rows), 'picture')}, {empty} of them without an object at threshold {threshold:g}"
     return "\n".join([*passed_over(source), *left_out, told])
 
 
