@@ -45,6 +45,11 @@ class SegmentationConfig(WorkloadConfig):
         "group", description="normalisation in the decoder; with batch the layout of a batch matters"
     )
     top_k: int = Field(3, ge=2, le=NUM_EXPERTS, description="experts, of seven, that each picture takes on each level")
+    router_input: Literal["differences", "features"] = Field(
+        "differences",
+        description="what routers look at, means over a picture: how its features differ from those of the steps "
+        "before, or the features as they are",
+    )
     trainable: Literal["all", "heads", "last", "last_two"] = Field(
         "all",
         description="heads: the backbone is frozen; last, last_two: all of it but its last stage or two is; for stages",

@@ -170,6 +170,7 @@ class SegmentationTask(Task):
             "backbone": config.backbone_name,
             "img_size": config.image_size,
             "top_k": config.top_k,
+            "router_input": config.router_input,
             "norm": config.norm,
             "experts": list(EXPERTS),
             "channels": "RGB",
