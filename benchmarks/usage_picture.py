@@ -1,4 +1,4 @@
-"""Draw what experts got over the steps of some runs: a row for each run, a column for each level, a band for each expert."""
+"""Draw what experts got over the steps of runs: a row for each run, a column for each level, a band for each expert."""
 
 from __future__ import annotations
 

@@ -67,7 +67,11 @@ class SegmentationConfig(WorkloadConfig):
     balance_weight: float = Field(1.0, ge=0, description="of the load balance, within the experts' terms; 0 = off")
     router_z_weight: float = Field(0.01, ge=0, description="of the routers' squared log-sum, within the experts' terms")
     usage_decay: float = Field(
-        0.9, ge=0, lt=1, description="decay, per optimizer step, of the shares of picks that load balance looks at"
+        0.5,
+        ge=0,
+        lt=1,
+        description="decay, per optimizer step, of what routers know of the steps before: the shares of picks that load "
+        "balance looks at, and the features that pictures are compared with",
     )
 
     augment: Literal["none", "cod"] = Field(

@@ -87,6 +87,17 @@ class Mixture(nn.Module):
         deviation = (self.second_moment - self.first_moment.square()).clamp(min=0).sqrt()
         return (pooled - self.first_moment) / (deviation + _LEAST_SPREAD * self.second_moment.sqrt() + _EPS)
 
+    def follow(self, first: Tensor, second: Tensor, pace: float) -> None:
+        """Move the moments by `pace` towards those of a step; the first step's are taken as they are.
+
+        Features are often much smaller than the 1 that moments start from. Averaged with it, they would look alike
+        to the router for dozens of steps, and all pictures would pick the same experts.
+        """
+        is_first = (self.second_moment == 1).all()
+        weight = torch.where(is_first, 1.0, pace).to(first.dtype)
+        self.first_moment.lerp_(first, weight)
+        self.second_moment.lerp_(second, weight)
+
     def sizes(self, chosen: Tensor) -> list[int]:
         """Return how many pictures each expert gets: one wait for the device.
 
