@@ -70,8 +70,8 @@ class SegmentationConfig(WorkloadConfig):
         0.5,
         ge=0,
         lt=1,
-        description="decay, per optimizer step, of what routers know of the steps before: the shares of picks that load "
-        "balance looks at, and the features that pictures are compared with",
+        description="decay, per optimizer step, of what routers know of the steps before: the shares of picks that "
+        "load balance looks at, and the features that pictures are compared with",
     )
 
     augment: Literal["none", "cod"] = Field(
