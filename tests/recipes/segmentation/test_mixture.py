@@ -51,6 +51,27 @@ def test_the_sorted_dispatch_is_the_loop_over_pictures_and_experts(top_k: int) -
     assert torch.allclose(found.features, apart, atol=1e-10)
 
 
+def test_pictures_much_alike_pick_the_same_experts_unless_the_router_looks_at_their_differences() -> None:
+    generator = torch.Generator().manual_seed(3)
+    means = 10 * torch.randn(16, generator=generator) + 0.3 * torch.randn(40, 16, generator=generator)
+    x = means.double()[..., None, None].expand(-1, -1, 8, 8)
+    picks = {}
+    for router_input in ("features", "differences"):
+        torch.manual_seed(1)
+        layer = Mixture(16, 3, router_input).double()  # type: ignore[arg-type]
+        layer.first_moment.copy_(means.mean(0))
+        layer.second_moment.copy_(means.square().mean(0))
+        picks[router_input] = (usage.count(layer(x).chosen[None])[0] / 120).tolist()
+    assert min(picks["differences"]) > 0.01
+    assert sum(share < 0.01 for share in picks["features"]) >= 3
+
+
+def test_a_router_of_features_as_they_are_is_a_linear_layer_on_their_mean() -> None:
+    layer, x = Mixture(16, 3, "features").double(), features()
+    layer.first_moment.fill_(7.0)
+    assert torch.allclose(layer(x).logits, layer.router(x.mean((2, 3))))
+
+
 def test_experts_that_nobody_chose_have_a_gradient_of_zero() -> None:
     layer = mixture()
     layer(features(batch=1)).features.square().sum().backward()

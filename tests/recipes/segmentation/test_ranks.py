@@ -84,7 +84,8 @@ def whole_batch(folder: Path) -> Found:
     samples: Any = splits.train
     gradients = []
     usage = task.usage.clone()
-    for positions in (range(STEP), range(STEP, STEP + 1)):
+    # The moments of the first step are taken whole.
+    for positions, pace in ((range(STEP), 1.0), (range(STEP, STEP + 1), 0.5)):
         order = [sample_at(position, len(samples), SEED) for position in positions]
         batch = default_collate([samples.load(index, sample_rng(SEED, epoch, index)) for epoch, index in order])
         task.zero_grad()
@@ -96,8 +97,8 @@ def whole_batch(folder: Path) -> Found:
             usage = 0.5 * usage + 0.5 * picks / picks.sum(1, keepdim=True)
             task.usage.copy_(usage)
             for level, pooled in zip(task.network.levels, found.pooled, strict=True):
-                level.mixture.first_moment.lerp_(pooled.mean(0), 0.5)
-                level.mixture.second_moment.lerp_(pooled.square().mean(0), 0.5)
+                level.mixture.first_moment.lerp_(pooled.mean(0), pace)
+                level.mixture.second_moment.lerp_(pooled.square().mean(0), pace)
     held_out: Any = splits.validation
     everything = default_collate([held_out.load(row, np.random.default_rng(0)) for row in range(len(held_out))])
     with torch.no_grad():

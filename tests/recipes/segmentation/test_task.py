@@ -127,6 +127,24 @@ def test_routers_look_at_how_pictures_differ_from_those_of_whole_steps_before() 
         assert torch.allclose(level.mixture.standardise(seen), expected, atol=1e-2)
 
 
+def test_routers_forget_what_their_moments_started_from_with_the_first_step() -> None:
+    """An average with the start, second moments of 1, would make small features look alike for dozens of steps."""
+    task, batch = tiny_task(usage_decay=0.9).train(), toy_batch()
+    pooled = task.network(batch["image"]).pooled
+    task(batch)
+    task.finish_step(Alone())
+    for mixture, seen in zip(task.network.mixtures(), pooled, strict=True):
+        assert torch.allclose(mixture.first_moment, seen.mean(0), atol=1e-6)
+        assert torch.allclose(mixture.second_moment, seen.square().mean(0), atol=1e-6)
+    later = toy_batch()
+    later["image"] = 255 - later["image"]
+    task(later)
+    pooled_later = task.network(later["image"]).pooled
+    task.finish_step(Alone())
+    for mixture, seen, new in zip(task.network.mixtures(), pooled, pooled_later, strict=True):
+        assert torch.allclose(mixture.first_moment, 0.9 * seen.mean(0) + 0.1 * new.mean(0), atol=1e-6)
+
+
 def test_evaluation_tells_measures_curves_and_what_experts_got() -> None:
     task = tiny_task().eval()
     with torch.no_grad():

@@ -45,6 +45,11 @@ class SegmentationConfig(WorkloadConfig):
         "group", description="normalisation in the decoder; with batch the layout of a batch matters"
     )
     top_k: int = Field(3, ge=2, le=NUM_EXPERTS, description="experts, of seven, that each picture takes on each level")
+    router_input: Literal["differences", "features"] = Field(
+        "differences",
+        description="what routers look at, means over a picture: how its features differ from those of the steps "
+        "before, or the features as they are",
+    )
     trainable: Literal["all", "heads", "last", "last_two"] = Field(
         "all",
         description="heads: the backbone is frozen; last, last_two: all of it but its last stage or two is; for stages",
@@ -62,7 +67,11 @@ class SegmentationConfig(WorkloadConfig):
     balance_weight: float = Field(1.0, ge=0, description="of the load balance, within the experts' terms; 0 = off")
     router_z_weight: float = Field(0.01, ge=0, description="of the routers' squared log-sum, within the experts' terms")
     usage_decay: float = Field(
-        0.9, ge=0, lt=1, description="decay, per optimizer step, of the shares of picks that load balance looks at"
+        0.5,
+        ge=0,
+        lt=1,
+        description="decay, per optimizer step, of what routers know of the steps before: the shares of picks that "
+        "load balance looks at, and the features that pictures are compared with",
     )
 
     augment: Literal["none", "cod"] = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from rigfit.recipes.segmentation.experts import EXPERTS
 
 LARGEST_FIRST = ("attention", "edges", "frequency", "texture", "local", "contrast", "pyramid")
 """Experts by the bytes they keep for backward, most first (a test measures it): the worst that pictures can choose."""
+
+RouterInput = Literal["differences", "features"]
 
 _LEAST_SPREAD = 0.05
 """Of a channel's root mean square: smaller differences between pictures are mostly rounding, and not magnified."""
@@ -40,11 +42,17 @@ class Mixture(nn.Module):
 
     Every expert is called in every pass, on an empty batch where no picture chose it: so all parameters have a gradient
     on every rank.
+
+    Args:
+        width: Channels of the features.
+        top_k: Experts that each picture takes.
+        router_input: Whether the router looks at a picture's mean as it is, or at how it differs from others' means.
     """
 
-    def __init__(self, width: int, top_k: int) -> None:
+    def __init__(self, width: int, top_k: int, router_input: RouterInput = "differences") -> None:
         super().__init__()
         self.top_k = top_k
+        self.router_input = router_input
         self.router = nn.Linear(width, len(EXPERTS))
         self.register_buffer("first_moment", torch.zeros(width))
         self.register_buffer("second_moment", torch.ones(width))
@@ -58,7 +66,7 @@ class Mixture(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
             wide = pooled.dtype
-            seen = self.standardise(pooled).to(wide)
+            seen = pooled if self.router_input == "features" else self.standardise(pooled).to(wide)
             logits = nn.functional.linear(seen, self.router.weight.to(wide), self.router.bias.to(wide))
         best, chosen = logits.topk(self.top_k, dim=1)
         order = chosen.flatten().argsort(stable=True)
@@ -78,6 +86,17 @@ class Mixture(nn.Module):
         """
         deviation = (self.second_moment - self.first_moment.square()).clamp(min=0).sqrt()
         return (pooled - self.first_moment) / (deviation + _LEAST_SPREAD * self.second_moment.sqrt() + _EPS)
+
+    def follow(self, first: Tensor, second: Tensor, pace: float) -> None:
+        """Move the moments by `pace` towards those of a step; the first step's are taken as they are.
+
+        Features are often much smaller than the 1 that moments start from. Averaged with it, they would look alike
+        to the router for dozens of steps, and all pictures would pick the same experts.
+        """
+        is_first = (self.second_moment == 1).all()
+        weight = torch.where(is_first, 1.0, pace).to(first.dtype)
+        self.first_moment.lerp_(first, weight)
+        self.second_moment.lerp_(second, weight)
 
     def sizes(self, chosen: Tensor) -> list[int]:
         """Return how many pictures each expert gets: one wait for the device.

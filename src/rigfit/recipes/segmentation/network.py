@@ -39,10 +39,10 @@ class Found(NamedTuple):
 class Level(nn.Module):
     """Gates, then experts."""
 
-    def __init__(self, width: int, top_k: int) -> None:
+    def __init__(self, width: int, config: SegmentationConfig) -> None:
         super().__init__()
         self.gates = Gates(width)
-        self.mixture = Mixture(width, top_k)
+        self.mixture = Mixture(width, config.top_k, config.router_input)
 
     def forward(self, x: Tensor) -> Routed:
         routed: Routed = self.mixture(self.gates(x))
@@ -56,7 +56,7 @@ class Network(nn.Module):
         super().__init__()
         self.backbone = Backbone(config)
         widths = self.backbone.widths
-        self.levels = nn.ModuleList(Level(width, config.top_k) for width in widths)
+        self.levels = nn.ModuleList(Level(width, config) for width in widths)
         self.decoder = Decoder(widths, config.norm)
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)

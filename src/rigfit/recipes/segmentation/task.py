@@ -138,8 +138,7 @@ class SegmentationTask(Task):
         self.usage.lerp_((total / total.sum(1, keepdim=True)).to(self.usage.dtype), pace)
         first, second = (sums / num_pictures).to(self.usage.dtype).chunk(2)
         for mixture, one, two in zip(self.network.mixtures(), first.split(widths), second.split(widths), strict=True):
-            mixture.first_moment.lerp_(one, pace)
-            mixture.second_moment.lerp_(two, pace)
+            mixture.follow(one, two, pace)
 
     def rate_factor(self, name: str) -> float:
         """Return the backbone's share of the learning rate, 1 for the rest."""
@@ -167,6 +166,7 @@ class SegmentationTask(Task):
             "backbone": config.backbone_name,
             "img_size": config.image_size,
             "top_k": config.top_k,
+            "router_input": config.router_input,
             "norm": config.norm,
             "experts": list(EXPERTS),
             "channels": "RGB",
