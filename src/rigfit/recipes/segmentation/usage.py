@@ -17,7 +17,7 @@ DEAD = 0.01
 """Share of a level's picks below which an expert is told to be unused; 1/7 is what each would get in balance."""
 
 _ENOUGH = 7
-"""Picks that an expert is to expect in balance before their absence means something: by chance, none is e^-7 = 0.1 %."""
+"""Picks that an expert is to expect in balance before their absence means something: none by chance is e^-7 = 0.1 %."""
 
 _PREFIX = "picks/"
 _CELL, _LEFT, _TOP = 88, 72, 56
