@@ -16,6 +16,7 @@ from rigfit.images.decode import read_image
 from rigfit.recipes.contrastive.augment import plain_view
 from rigfit.recipes.contrastive.config import SAMPLE_NAME
 from rigfit.recipes.contrastive.index import Row, read_index, split_rows
+from rigfit.recipes.contrastive.knn import as_pixels
 from rigfit.recipes.contrastive.layout import find_pictures
 from rigfit.recipes.contrastive.task import ContrastiveTask, build, contrastive
 from rigfit.task import Trained
@@ -137,3 +138,11 @@ def features_of(task: ContrastiveTask, part: Part, device: torch.device) -> Tens
         for start in range(0, len(part), _PASS_SIZE)
     ]
     return torch.cat(found)
+
+
+def pixels_of(part: Part, size: int) -> Tensor:
+    """Return all pictures as features without a network, (number, width), of views of `size` pixels."""
+    starts = range(0, len(part), _PASS_SIZE)
+    return torch.cat(
+        [as_pixels(part.plain(range(start, min(start + _PASS_SIZE, len(part))), size)) for start in starts]
+    )

@@ -21,6 +21,7 @@ def write_backbone(backbone: nn.Module, config: ContrastiveConfig, folder: Path)
     arguments: dict[str, Any] = dict(config.backbone_options)
     if config.is_vit:
         arguments.setdefault("img_size", config.img_size)
+    published: dict[str, Any] = dict(getattr(backbone, "pretrained_cfg", {}))  # what timm knows of such a model
     described = {
         "architecture": config.backbone.split(".")[0],
         "num_classes": 0,
@@ -34,8 +35,8 @@ def write_backbone(backbone: nn.Module, config: ContrastiveConfig, folder: Path)
             "crop_pct": 1.0,
             "num_classes": 0,
             # timm leaves the weights of these out where another number of classes is asked for
-            "classifier": backbone.pretrained_cfg.get("classifier"),
-            "first_conv": backbone.pretrained_cfg.get("first_conv"),
+            "classifier": published.get("classifier"),
+            "first_conv": published.get("first_conv"),
         },
         "small_images": config.small_images,
     }

@@ -27,17 +27,13 @@ def knn(trained: Trained, folder: str, *, out: Path, neighbours: int = 20) -> st
     """
     import torch
 
-    from rigfit.recipes.contrastive.downstream import features_of, fresh_task, open_measured, require_classes
-    from rigfit.recipes.contrastive.knn import as_pixels, vote
+    from rigfit.recipes.contrastive.downstream import features_of, fresh_task, open_measured, pixels_of, require_classes
+    from rigfit.recipes.contrastive.knn import vote
     from rigfit.recipes.contrastive.task import contrastive
 
     measured = open_measured(trained, folder)
     require_classes(measured)
     size = contrastive(trained.task).config.img_size
-
-    def pixels(part: Any) -> torch.Tensor:
-        rows = range(0, len(part), 256)
-        return torch.cat([as_pixels(part.plain(range(row, min(row + 256, len(part))), size)) for row in rows])
 
     def top1(train: torch.Tensor, test: torch.Tensor) -> float:
         found = vote(test, train, measured.train.labels, neighbours=neighbours, num_classes=len(measured.classes))
@@ -48,7 +44,7 @@ def knn(trained: Trained, folder: str, *, out: Path, neighbours: int = 20) -> st
         name: top1(*(features_of(task, part, trained.device) for part in (measured.train, measured.test)))
         for name, task in tasks.items()
     }
-    found["pixels"] = top1(pixels(measured.train), pixels(measured.test))
+    found["pixels"] = top1(pixels_of(measured.train, size), pixels_of(measured.test, size))
     return _told("knn top-1", found, measured, out, "knn", neighbours=neighbours)
 
 
@@ -65,7 +61,7 @@ def probe(
         lr: Masks: rate of SGD with momentum 0.9.
         img_size: Masks: side that pictures are shown at, pixels; that of the run when absent.
     """
-    from rigfit.recipes.contrastive.downstream import features_of, fresh_task, open_measured
+    from rigfit.recipes.contrastive.downstream import features_of, fresh_task, open_measured, pixels_of
     from rigfit.recipes.contrastive.linear import accuracy, fit_linear
     from rigfit.recipes.contrastive.task import contrastive
 
@@ -73,9 +69,11 @@ def probe(
     tasks = {"pretrained": contrastive(trained.task), "fresh weights": fresh_task(trained)}
     if not measured.classes:
         return _probe_masks(trained, measured, tasks, out, epochs=epochs, lr=lr, img_size=img_size)
+    size, parts = contrastive(trained.task).config.img_size, (measured.train, measured.test)
+    shown = {name: [features_of(task, part, trained.device) for part in parts] for name, task in tasks.items()}
+    shown["pixels"] = [pixels_of(part, size) for part in parts]
     found = {}
-    for name, task in tasks.items():
-        train, test = (features_of(task, part, trained.device) for part in (measured.train, measured.test))
+    for name, (train, test) in shown.items():
         classifier = fit_linear(train, measured.train.labels, num_classes=len(measured.classes))
         found[name] = accuracy(classifier, test, measured.test.labels)
     return _told("linear top-1", found, measured, out, "probe")
