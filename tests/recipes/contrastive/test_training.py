@@ -95,7 +95,8 @@ def test_neighbours_and_a_linear_probe_are_measured_on_pictures_that_pretraining
     for verb, what in ((verbs.knn, "knn top-1"), (verbs.probe, "linear top-1")):
         said = verb(trained, str(pictures), out=tmp_path)
         assert said.startswith(what)
-        assert "fresh weights" in said and "pixels" in said
+        assert "fresh weights" in said
+        assert "pixels" in said
         assert "27 pictures to learn from, 3 to test on: the run's own validation pictures" in said
     assert set(json.loads((tmp_path / "knn.json").read_text())["found"]) == {"pretrained", "fresh weights", "pixels"}
     other = write_classes(tmp_path / "other", sides=("train", "test"))
