@@ -40,7 +40,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--data", type=Path, required=True)
     asked.add_argument("--work", type=Path, required=True)
-    asked.add_argument("--epochs", type=int, nargs=2, default=(40, 20), metavar=("V2", "V3"))
+    asked.add_argument("--epochs", type=int, nargs=2, default=(200, 100), metavar=("V2", "V3"))
     asked.add_argument("--only", choices=sorted(METHODS), help="train this one and write nothing")
     given = asked.parse_args()
     epochs = dict(zip(METHODS, given.epochs, strict=True))
