@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,7 @@ def test_a_finished_run_is_left_as_it_is(
     assert command_line(["resume", str(straight.folder), *words]) == 0
     told = capsys.readouterr()
     assert "Nothing to resume: the run is finished" in told.out
-    assert "8 of 8 steps" in told.out
+    assert "8 steps" in told.out
     assert told.err == ""
     assert {path: path.read_bytes() for path in straight.folder.rglob("*") if path.is_file()} == before
 
@@ -126,12 +128,25 @@ def test_a_crash_in_a_rank_is_told_with_its_last_lines(tmp_path: Path) -> None:
     assert rigfit.Run.open(tmp_path / "toy_task" / "crash").status.state == "failed"
 
 
+@pytest.mark.parametrize("fail_at", [-1, 1])
+def test_a_run_leaves_the_signals_of_the_process_that_started_it_alone(tmp_path: Path, fail_at: int) -> None:
+    """After a run in a notebook, Ctrl-C interrupts the cell and SIGTERM ends the kernel, as before."""
+
+    def handlers() -> list[Any]:
+        return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)]
+
+    before = handlers()
+    with contextlib.nullcontext() if fail_at < 0 else pytest.raises(rigfit.RunError):
+        train_toy(tmp_path, "run", "cpu:1", fail_at=fail_at, max_steps=1)
+    assert handlers() == before
+
+
 def test_after_a_crash_past_a_checkpoint_the_way_out_is_to_resume(tmp_path: Path) -> None:
-    """Two passes a step on two ranks, so the 10th pass is in step 5; an epoch of 23 samples ends with step 3."""
+    """Two passes a step on two ranks, so the 10th pass is in step 5; saved after an epoch, with step 3, and every 4."""
     with pytest.raises(rigfit.RunError, match="asked to fail here") as caught:
         train_toy(tmp_path, "crash", "cpu:2", fail_at=10)
     run = rigfit.Run.open(tmp_path / "toy_task" / "crash")
-    assert [path.name for path in run.checkpoints.glob("step-*")] == ["step-00000003"]
+    assert sorted(path.name for path in run.checkpoints.glob("step-*")) == ["step-00000003", "step-00000004"]
     assert run.resume_command in caught.value.remedy
 
 

@@ -44,7 +44,7 @@ def launch(run: Run, *, is_quiet: bool = False) -> None:
     for old in run.logs.glob("failure-rank*.json"):
         old.unlink()
     try:
-        with show_progress(run, is_quiet=is_quiet), _environment_of_ranks(plan.rig):
+        with show_progress(run, is_quiet=is_quiet), _environment_of_ranks(plan.rig), _signals_as_before():
             # -P: `-m` would import from the working directory first, where a json.py beside the data ends every rank.
             elastic_launch(_launch_config(plan.rig, run), sys.executable)(
                 "-P", "-m", "rigfit.training.worker", str(run.folder)
@@ -111,6 +111,22 @@ def _environment_of_ranks(rig: Rig) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _signals_as_before() -> Iterator[None]:
+    """Take back the handlers that torchrun's agent leaves behind: in a notebook, the next Ctrl-C would meet them."""
+    if threading.current_thread() is not threading.main_thread():  # neither may set them
+        yield
+        return
+    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # Windows lacks the last two
+    before = {number: signal.getsignal(number) for name in names if (number := getattr(signal, name, None))}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None was not set from Python
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
