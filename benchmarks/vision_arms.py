@@ -10,7 +10,7 @@ import torch.distributed as dist
 from arms import Timing
 from bare_loop import parameter_groups
 from lightly_moco import LightlyMoco
-from plain_moco import PlainMoco, synced
+from plain_moco import PlainMoco, gathered, synced
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from two_loops import fresh, run_by_hand
@@ -31,7 +31,7 @@ class PlainRanks:
         return value
 
     def gather(self, value: Tensor) -> Tensor:
-        raise NotImplementedError
+        return gathered(value)
 
 
 def segmentation_by_hand(plan: rigfit.Plan, world: World, out: Path, name: str) -> Timing:

@@ -25,7 +25,7 @@ from rigfit.planning.plan import BatchLayout, Plan
 from rigfit.planning.show.axes import rows_of
 from rigfit.planning.show.table import PINS, RowPlanner, Table, fill_table
 from rigfit.planning.speed.local_rates import record_factors
-from rigfit.recipes import load_module, load_recipe, look_at, needs_run
+from rigfit.recipes import load_module, load_recipe, needs_run
 from rigfit.runs.run import Run
 from rigfit.workload import Recipe, Workload, WorkloadConfig
 from rigfit.yaml12 import read_yaml
@@ -238,29 +238,22 @@ def train(
 
         return train_among_others(own, lambda: _new_run(target, own, config_file, overrides, quiet=quiet), quiet=quiet)
     run = _new_run(target, parse_rig(rig) if rig else None, config_file, overrides, quiet=quiet)
-    from rigfit.launching.launch import launch
+    from rigfit.launching.launch import launch, show_end
 
     launch(run, is_quiet=quiet)
-    _tell_end(run, quiet=quiet)
+    if not quiet:
+        show_end(run)
     return run
 
 
-def _tell_end(run: Run, *, quiet: bool) -> None:
-    """Print where a run is that is over, and what came of it."""
-    from rigfit.runs.summary import summarise
-    from rigfit.runs.terminal import page_width
-
-    if not quiet:
-        print("\n" + summarise(run, width=page_width(), look=look_at(run.plan.recipe)), end="", flush=True)
-
-
-def _tell_finished(run: Run, *, quiet: bool) -> None:
+def _tell_finished(run: Run) -> None:
     """Print, on the first of the ranks, that there is nothing to go on with."""
+    from rigfit.launching.launch import show_end
     from rigfit.training.distributed import rank_of_environment
 
-    if not quiet and rank_of_environment() == 0:
+    if rank_of_environment() == 0:
         print(f"Nothing to resume: the run is finished. init_from={run.quoted} starts another one from its weights.")
-    _tell_end(run, quiet=quiet or rank_of_environment() != 0)
+        show_end(run)
 
 
 def _new_run(
@@ -284,17 +277,19 @@ def resume(run: str | Run, *, rig: str | None = None, quiet: bool = False) -> Ru
     opened = run if isinstance(run, Run) else Run.open(run)
     among_others = joins_others()
     if opened.status.state == "finished":
-        _tell_finished(opened, quiet=quiet)
+        if not quiet:
+            _tell_finished(opened)
         return opened
     own = rig_of_ranks(rig) if among_others else parse_rig(rig) if rig else None
     from rigfit.launching.join import train_among_others
-    from rigfit.launching.launch import launch
+    from rigfit.launching.launch import launch, show_end
     from rigfit.new_run import ready_to_resume
 
     if among_others and own is not None:
         return train_among_others(own, lambda: ready_to_resume(opened, own, quiet=quiet), quiet=quiet)
     launch(ready_to_resume(opened, own, quiet=quiet), is_quiet=quiet)
-    _tell_end(opened, quiet=quiet)
+    if not quiet:
+        show_end(opened)
     return opened
 
 

@@ -6,11 +6,8 @@ from collections.abc import Callable
 
 from rigfit.errors import RigfitError
 from rigfit.hardware.rig import Rig
-from rigfit.launching.launch import show_progress
-from rigfit.recipes import look_at
+from rigfit.launching.launch import show_end, show_progress
 from rigfit.runs.run import Run
-from rigfit.runs.summary import summarise
-from rigfit.runs.terminal import page_width
 from rigfit.training import distributed, worker
 
 
@@ -30,6 +27,6 @@ def train_among_others(rig: Rig, make: Callable[[], Run], *, quiet: bool) -> Run
     with show_progress(run, is_quiet=quiet or not world.is_first):
         worker.train(run)
     if world.is_first and not quiet:
-        print("\n" + summarise(run, width=page_width(), look=look_at(run.plan.recipe)), end="", flush=True)
+        show_end(run)
     distributed.stop()
     return run

@@ -25,9 +25,12 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from rigfit import errors
 from rigfit.errors import Interrupted, RigfitError, RunError
 from rigfit.hardware.rig import Rig
+from rigfit.recipes import look_at
 from rigfit.runs.follow import follow
 from rigfit.runs.progress import ProgressView
 from rigfit.runs.run import Run, State
+from rigfit.runs.summary import summarise
+from rigfit.runs.terminal import page_width
 
 _SAVE_SECONDS = 300  # how long ranks may take to finish their step and save once they are asked to stop
 _LOG_LINES_SHOWN = 15
@@ -146,6 +149,11 @@ def show_progress(run: Run, *, is_quiet: bool) -> Iterator[None]:
             thread.join(timeout=10)
             if run.status.state == "finished":
                 view.end_at(run.status.step)
+
+
+def show_end(run: Run) -> None:
+    """Print where a run is that is over, and what came of it."""
+    print("\n" + summarise(run, width=page_width(), look=look_at(run.plan.recipe)), end="", flush=True)
 
 
 def _explain(run: Run, failures: dict[int, ProcessFailure]) -> RigfitError:

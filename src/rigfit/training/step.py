@@ -142,11 +142,11 @@ def update_weights(
         The gradient norm before clipping, shape (); non-finite where an fp16 step was skipped.
     """
     scaler.unscale_(optimizer)
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     if clip_grad_norm is None:  # measured all the same, for the log; clipping at infinity would rewrite every gradient
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        gradients = (parameter.grad for parameter in model.parameters())
+        norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
     else:
-        norm = nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
     norm = full_tensor(norm)
     scaler.step(optimizer)
     scaler.update()

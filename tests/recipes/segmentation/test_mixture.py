@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rigfit.recipes.segmentation import usage
+from rigfit.recipes.segmentation.config import RouterInput
 from rigfit.recipes.segmentation.experts import EXPERTS, LinearAttention
 from rigfit.recipes.segmentation.mixture import LARGEST_FIRST, Mixture
 
@@ -56,9 +57,10 @@ def test_pictures_much_alike_pick_the_same_experts_unless_the_router_looks_at_th
     means = 10 * torch.randn(16, generator=generator) + 0.3 * torch.randn(40, 16, generator=generator)
     x = means.double()[..., None, None].expand(-1, -1, 8, 8)
     picks = {}
-    for router_input in ("features", "differences"):
+    inputs: tuple[RouterInput, ...] = ("features", "differences")
+    for router_input in inputs:
         torch.manual_seed(1)
-        layer = Mixture(16, 3, router_input).double()  # type: ignore[arg-type]
+        layer = Mixture(16, 3, router_input).double()
         layer.first_moment.copy_(means.mean(0))
         layer.second_moment.copy_(means.square().mean(0))
         picks[router_input] = (usage.count(layer(x).chosen[None])[0] / 120).tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,17 +132,14 @@ def fresh_task(trained: Trained) -> ContrastiveTask:
 @torch.no_grad()
 def features_of(task: ContrastiveTask, part: Part, device: torch.device) -> Tensor:
     """Return the backbone's features of all pictures, (number, width) of length 1, on the CPU."""
-    size = task.config.img_size
-    found = [
-        task.features(part.plain(range(start, min(start + _PASS_SIZE, len(part))), size).to(device)).cpu()
-        for start in range(0, len(part), _PASS_SIZE)
-    ]
-    return torch.cat(found)
+    return _in_passes(part, task.config.img_size, lambda pictures: task.features(pictures.to(device)).cpu())
 
 
 def pixels_of(part: Part, size: int) -> Tensor:
     """Return all pictures as features without a network, (number, width), of views of `size` pixels."""
+    return _in_passes(part, size, as_pixels)
+
+
+def _in_passes(part: Part, size: int, seen: Callable[[Tensor], Tensor]) -> Tensor:
     starts = range(0, len(part), _PASS_SIZE)
-    return torch.cat(
-        [as_pixels(part.plain(range(start, min(start + _PASS_SIZE, len(part))), size)) for start in starts]
-    )
+    return torch.cat([seen(part.plain(range(start, min(start + _PASS_SIZE, len(part))), size)) for start in starts])

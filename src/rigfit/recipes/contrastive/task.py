@@ -276,12 +276,12 @@ class ContrastiveTask(Task):
         """Return `metrics` with chance level and spread: 1 = directions as even as random ones, 0 = all alike."""
         if not self.bank:
             return metrics
-        chance = self.chance()
+        chance = self._chance(len(self.bank["keys"]))
         return {**metrics, "chance": chance, "spread": spread_of(self.bank["keys"])}
 
-    def chance(self) -> float:
+    def _chance(self, bank_size: int) -> float:
         """Return the loss of a network that tells nothing apart, among as many negatives as evaluation uses."""
-        return chance_level(self.config, self._num_negatives(len(self.bank["keys"])))
+        return chance_level(self.config, self._num_negatives(bank_size))
 
     def report(self, metrics: Mapping[str, float], folder: Path, step: int) -> Sequence[str]:
         """Warn where all embeddings are alike."""
@@ -300,7 +300,7 @@ class ContrastiveTask(Task):
             return None
         return PixelBaseline(
             pictures,
-            chance=chance_level(self.config, self._num_negatives(len(pictures))),
+            chance=self._chance(len(pictures)),
             num_classes=self.num_classes,
             neighbours=self.config.knn_neighbours,
         )

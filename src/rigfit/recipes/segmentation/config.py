@@ -15,6 +15,7 @@ STRIDE = 32
 """Pixels of a picture behind one place of the coarsest level."""
 
 NUM_EXPERTS = 7
+RouterInput = Literal["differences", "features"]
 
 WITHOUT_BATCH_NORM = ("edgenext_", "convnext_", "convnextv2_", "pvt_v2_")
 """How names of timm models begin that hold no BatchNorm; others are taken to hold some. Building a task checks it."""
@@ -45,7 +46,7 @@ class SegmentationConfig(WorkloadConfig):
         "group", description="normalisation in the decoder; with batch the layout of a batch matters"
     )
     top_k: int = Field(3, ge=2, le=NUM_EXPERTS, description="experts, of seven, that each picture takes on each level")
-    router_input: Literal["differences", "features"] = Field(
+    router_input: RouterInput = Field(
         "differences",
         description="what routers look at, means over a picture: how its features differ from those of the steps "
         "before, or the features as they are",

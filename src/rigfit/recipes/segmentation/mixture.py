@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
+from rigfit.recipes.segmentation.config import RouterInput
 from rigfit.recipes.segmentation.experts import EXPERTS
 
 LARGEST_FIRST = ("attention", "edges", "frequency", "texture", "local", "contrast", "pyramid")
 """Experts by the bytes they keep for backward, most first (a test measures it): the worst that pictures can choose."""
-
-RouterInput = Literal["differences", "features"]
 
 _LEAST_SPREAD = 0.05
 """Of a channel's root mean square: smaller differences between pictures are mostly rounding, and not magnified."""
