@@ -125,6 +125,61 @@ def test_the_second_and_third_call_return_what_the_first_returned(number):
         assert [shown(call(x)) for _ in range(3)] == [expected] * 3
 
 
+LAYOUTS = {
+    "plain": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(1, 3),
+    "permuted": lambda x: x.permute(1, 0, 3, 2),
+    "cut": lambda x: x[:, 1:3, ::2],
+    "expanded": lambda x: x[:1, :, :1].expand(2, 4, 6, 6),
+    "one channel": lambda x: x[:, :1],
+    "empty": lambda x: x[:0],
+}
+SHAPED_BY_KERNEL = [
+    lambda x: x + x,
+    lambda x: x + x.contiguous(),
+    lambda x: x * x[:, :1].half(),
+    lambda x: x.double() - x,
+    lambda x: x.long() / 2,
+    lambda x: x / x.mean((2, 3), keepdim=True),
+    lambda x: x.to(torch.float16),
+    lambda x: x.to(torch.float16, memory_format=torch.channels_last),
+    lambda x: x.to(torch.bfloat16, copy=True, memory_format=torch.contiguous_format),
+    lambda x: torch.cat([x, x.half()], dim=1),
+    lambda x: torch.cat([x.contiguous(), x], dim=-1),
+    lambda x: x.sum(1),
+    lambda x: x.sum((0, 2), keepdim=True, dtype=torch.float64),
+    lambda x: x.bool().sum(),
+    lambda x: x.mean(),
+    lambda x: x.sigmoid(),
+    lambda x: x.long().sigmoid(),
+    lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    lambda x: torch.linalg.vector_norm(x, 2, dim=1),
+    lambda x: torch.linalg.vector_norm(x, 2.0, dtype=torch.float64),
+    lambda x: x[0, 0] @ x[0, 0].t() if len(x) else x,
+    lambda x: x.flatten(0, 1) @ x.flatten(0, 1).transpose(1, 2),
+    lambda x: torch.addmm(x[0, 0, 0], x[0, 0], x[0, 0].t() @ x[0, 0]) if len(x) else x,
+    lambda x: torch.nn.functional.interpolate(x, size=(5, 7), mode="bilinear") if len(x) else x,
+    lambda x: torch.ops.aten.gelu_backward(x, x.contiguous()),
+    lambda x: torch.ops.aten.sigmoid_backward(x, x.contiguous()),
+    lambda x: torch.ops.aten.threshold_backward(x, x.contiguous(), 0),
+    lambda x: torch.ops.aten._softmax_backward_data(x, x.contiguous(), -1, torch.float32),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("number", range(len(SHAPED_BY_KERNEL)))
+def test_shapes_and_strides_are_those_that_torch_finds_in_python_and_those_of_real_tensors(number, layout):
+    call = SHAPED_BY_KERNEL[number]
+    real = call(LAYOUTS[layout](torch.rand(2, 4, 6, 6)))
+    with FakeTensorMode():
+        expected = shown(call(LAYOUTS[layout](torch.empty(2, 4, 6, 6))))
+    with on_paper(nn.Identity(), CPU, (0, 0)):
+        found = call(LAYOUTS[layout](torch.empty(2, 4, 6, 6)))
+        assert shown(found) == expected
+        assert (found.shape, found.stride(), found.dtype) == (real.shape, real.stride(), real.dtype)
+
+
 def test_each_result_has_memory_of_its_own_and_each_view_that_of_what_it_shows():
     with on_paper(nn.Identity(), CPU, (0, 0)):
         x = torch.empty(4, 6)

@@ -19,6 +19,17 @@ _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device
 _META = torch.device("meta")
 _LEFT_TO_TORCH = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view})
 
+# Operators whose shapes a kernel of torch in C++ works out, the same for every device; `FakeTensorMode` asks Python for
+# some of them, at ten times the cost.
+# fmt: off
+_SHAPED_BY_KERNEL = frozenset({
+    "aten::_softmax_backward_data", "aten::_to_copy", "aten::add", "aten::addmm", "aten::bmm", "aten::cat", "aten::div",
+    "aten::gelu", "aten::gelu_backward", "aten::linalg_vector_norm", "aten::mean", "aten::mm",
+    "aten::mul", "aten::sigmoid", "aten::sigmoid_backward", "aten::sub", "aten::sum", "aten::threshold_backward",
+    "aten::upsample_bilinear2d", "aten::upsample_bilinear2d_backward",
+})
+# fmt: on
+
 _MAKERS = frozenset({"aten::zeros", "aten::ones", "aten::full", "aten::empty", "aten::empty_strided"})
 
 
@@ -50,6 +61,7 @@ class Memo:
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
         self._known: dict[tuple[Any, ...], tuple[type, list[_Result]]] = {}
+        self._attributes: dict[torch.device, dict[str, Any]] = {}
 
     def recall(
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -74,12 +86,17 @@ class Memo:
             return None, None
         key = tuple(parts)
         found = self._known.get(key)
-        return None if found is None else self._again(found, args), key
+        if found is not None:
+            return self._again(found, args), key
+        made = self._by_kernel(func, args, kwargs) if way == "kernel" else None
+        if made is not None:
+            self.learn(key, args, kwargs, made[0])
+        return made, key
 
     def _again(self, found: tuple[type, list[_Result]], args: tuple[Any, ...]) -> tuple[Any]:
         kind, results = found
         out = [
-            FakeTensor(self._mode, _empty(result), result.device)
+            self._tensor(_empty(result), result.device)
             if type(result) is _Made
             else args[result.number]
             if type(result) is _Given
@@ -126,8 +143,29 @@ class Memo:
         with in_kernel_invocation_manager(self._mode):
             out = func(*args, **kwargs)
         if type(out) is Tensor:
-            return (FakeTensor(self._mode, out, device),)
-        return (type(out)(FakeTensor(self._mode, one, device) for one in out),)
+            return (self._tensor(out, device),)
+        return (type(out)(self._tensor(one, device) for one in out),)
+
+    def _by_kernel(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any] | None:
+        """Return a tensor of its own, as torch's kernel for tensors without storage makes it."""
+        devices = {tensor.device for tensor in _tensors((args, tuple(kwargs.values())))}
+        if len(devices) != 1 or kwargs.get("device") not in (None, *devices):
+            return None
+        with in_kernel_invocation_manager(self._mode):
+            out = func(*args, **{**kwargs, "device": _META} if "device" in kwargs else kwargs)
+        return (self._tensor(out, devices.pop()),)
+
+    def _tensor(self, shaped: Tensor, device: torch.device) -> FakeTensor:
+        """Return `FakeTensor(mode, shaped, device)`, what torch writes into each copied from the first of a device."""
+        attributes = self._attributes.get(device)
+        if attributes is None:
+            made = FakeTensor(self._mode, shaped, device)
+            self._attributes[device] = dict(made.__dict__)
+            return made
+        made = Tensor._make_subclass(FakeTensor, shaped, False, dispatch_device=True, device_for_backend_keys=device)
+        torch._C._set_throw_on_mutable_data_ptr(made)
+        made.__dict__.update(attributes)
+        return made
 
     def _is_plain(self, value: Any) -> bool:
         """Return whether a value is a tensor of this reading whose values nobody knows."""
@@ -157,7 +195,7 @@ def _empty(made: _Made) -> Tensor:
 
 
 @cache
-def _way(func: Any) -> Literal["torch", "list in place", "view", "shapes", "new"]:
+def _way(func: Any) -> Literal["torch", "list in place", "view", "kernel", "shapes", "new"]:
     """Return how results of an operator can be had: from torch alone, or quicker."""
     if not isinstance(func, torch._ops.OpOverload) or func.namespace != "aten" or _LEFT_TO_TORCH & set(func.tags):
         return "torch"
@@ -169,7 +207,9 @@ def _way(func: Any) -> Literal["torch", "list in place", "view", "shapes", "new"
         is_list = "::_foreach_" in name or "::_fused_" in name
         return "list in place" if is_list else "torch"
     if any(argument.type.kind() == "TensorType" for argument in func._schema.arguments):
-        return "view" if func.is_view or func is torch.ops.aten._unsafe_view.default else "shapes"
+        if func.is_view or func is torch.ops.aten._unsafe_view.default:
+            return "view"
+        return "kernel" if name in _SHAPED_BY_KERNEL else "shapes"
     return "new" if name in _MAKERS else "torch"
 
 
