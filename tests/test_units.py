@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rigfit.units import format_speed
+from rigfit.units import format_count, format_speed
 
 
 @pytest.mark.parametrize(
@@ -11,3 +11,11 @@ from rigfit.units import format_speed
 )
 def test_speeds_have_three_figures_and_no_powers_of_ten(per_second, shown):
     assert format_speed(per_second) == shown
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(0, "0"), (840, "840"), (12_345, "12.3 thousand"), (25_557_032, "25.6 M"), (8_291_375_616, "8.29 G")],
+)
+def test_large_numbers_have_three_figures_and_a_unit(number, shown):
+    assert format_count(number) == shown

@@ -37,6 +37,14 @@ def format_speed(per_second: float) -> str:
     return f"{round(per_second / unit) * unit:,}"
 
 
+def format_count(number: int) -> str:
+    """Return a large number to three figures: `840`, `12.3 thousand`, `25.6 M`, `8.29 G` (powers of ten)."""
+    for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "thousand")):
+        if number >= unit:
+            return f"{format_speed(number / unit)} {name}"
+    return str(number)
+
+
 def count(number: int, noun: str) -> str:
     """Return `1 sample`, `29,300 samples`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -233,9 +233,9 @@ def test_a_task_is_built_once_and_every_reading_is_as_of_a_new_one(body, num_bui
 
 
 def test_layers_of_batch_norm_are_found_where_they_take_statistics():
-    assert read(target(), body="conv").has_batch_norm
-    assert not read(target(), body="conv", freezes_norm=True).has_batch_norm
-    assert not read(target()).has_batch_norm
+    assert read(target(), body="conv").model.has_batch_norm
+    assert not read(target(), body="conv", freezes_norm=True).model.has_batch_norm
+    assert not read(target()).model.has_batch_norm
 
 
 def test_operators_that_depend_on_values_are_planned_at_their_worst_and_said():

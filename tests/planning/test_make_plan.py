@@ -9,6 +9,7 @@ from rigfit.errors import DoesNotFitError, UsageError
 from rigfit.hardware.rig import Device, Rig
 from rigfit.planning.make import make_plan, move_to, require_possible, with_data
 from rigfit.planning.memory.limit import memory_limit
+from rigfit.planning.model_facts import ModelFacts
 from rigfit.planning.plan import BatchLayout, Plan, Profile, Source
 from rigfit.planning.show.explain import explain
 from rigfit.units import GIB, MIB
@@ -224,7 +225,11 @@ def test_a_move_that_changes_coupled_micro_batches_says_so():
 def test_batch_norm_that_nobody_declared_is_told_and_gets_the_largest_of_equally_fast_micro_batches():
     flat = replace(PROFILE, fixed_seconds=0.0)
     plain = plan_of(gpus(24, 24), TileConfig(effective_batch_size=64), profile=flat)
-    found = plan_of(gpus(24, 24), TileConfig(effective_batch_size=64), profile=replace(flat, has_batch_norm=True))
+    found = plan_of(
+        gpus(24, 24),
+        TileConfig(effective_batch_size=64),
+        profile=replace(flat, model=ModelFacts(num_parameters=8, num_trained=8, has_batch_norm=True)),
+    )
     assert (plain.stages[0].layout.largest_micro_batch, plain.stages[0].couplings) == (2, ())
     assert found.stages[0].layout.largest_micro_batch == 16  # 32 samples need 34 GiB
     assert found.stages[0].couplings == (BatchCoupling.BATCH_NORM.value,)
@@ -232,6 +237,7 @@ def test_batch_norm_that_nobody_declared_is_told_and_gets_the_largest_of_equally
     assert "micro-batch 16 samples per GPU (chosen from costs that are measured here; of equally fast ones the" in text
     assert f"{BatchCoupling.BATCH_NORM.value}: another micro-batch gives other results, and" in text
     assert "micro_batch_size=16 pins it" in text
+    assert "model 8 parameters, all of them trained" in text
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ from rigfit.hardware.parse import parse_rig
 from rigfit.hardware.rig import Rig
 from rigfit.planning.hours import describe_hours, format_duration, reckon_hours, with_assumed_samples
 from rigfit.planning.make import make_plan, with_data
+from rigfit.planning.model_facts import ModelFacts
 from rigfit.planning.plan import Plan, Profile, Source
 from rigfit.planning.show.axes import parse_axes, parse_rigs, rows_of
 from rigfit.planning.show.table import RowPlanner, Table, fill_table
 from rigfit.planning.show.table_text import draw_bar, draw_table, table_to_json
 from rigfit.planning.words import describe_blocks
 from rigfit.units import GIB, MIB
-from rigfit.workload import Recipe, Workload, WorkloadConfig
+from rigfit.workload import BatchCoupling, Recipe, Workload, WorkloadConfig
 
 
 class TileConfig(WorkloadConfig):
@@ -299,3 +300,21 @@ def _small_table() -> Table:
     assert cell.plan is not None
     stage = replace(cell.plan.stages[0], predicted_peak_bytes=256 * MIB, predicted_upper_bytes=256 * MIB)
     return replace(table, cells=(replace(cell, plan=cell.plan.with_stages((stage,))),))
+
+
+def test_a_table_tells_of_models_precisions_and_batch_norm(monkeypatch):
+    def built(img_size: int) -> Profile:
+        facts = ModelFacts(num_parameters=img_size * 10**5, num_trained=10**6, has_batch_norm=img_size > 256)
+        return replace(of_size(img_size), model=facts)
+
+    of_size, plain = profile, draw_table(table_of(["1x t4"], 256))
+    monkeypatch.setattr(f"{__name__}.profile", built)
+    one, two = table_of(["1x t4"], 256), table_of(["1x t4", "1x 3090"], 256, 512)
+    assert "model " not in plain and "caution" not in plain
+    assert "model         25.6 M parameters, 1 M of them trained\nprecision     fp16\n" in draw_table(one)
+    text = draw_table(two)
+    assert "model         25.6 M to 51.2 M parameters\nprecision     fp16 on 1x t4; bf16 on 1x 3090\n" in text
+    assert f"caution       {BatchCoupling.BATCH_NORM.value}: another micro-batch gives other" in text
+    stages = [cell["stages"][0] for cell in table_to_json(two)]
+    assert [stage["num_parameters"] for stage in stages] == [25_600_000] * 2 + [51_200_000] * 2
+    assert [bool(stage["couplings"]) for stage in stages] == [False, False, True, True]

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from rigfit.planning.variant import Recomputed
 from rigfit.recipes import build_task
 from rigfit.task import Task
 from rigfit.training import precision
-from rigfit.training.blocks import has_batch_norm
+from rigfit.training.blocks import facts_of
 from rigfit.training.distributed import World
 from rigfit.training.loader import MicroBatch
 from rigfit.training.optimizer import WeightAverage, build_optimizer, set_rate
@@ -108,7 +109,7 @@ def run_steps(question: Question) -> dict[str, Any]:
         "kind": "cost",
         "peak_bytes": peak,
         "seconds": statistics.median(seconds[1:]),
-        "has_batch_norm": has_batch_norm(task),
+        "model": asdict(facts_of(task)),
     }
 
 

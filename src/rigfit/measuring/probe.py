@@ -114,7 +114,7 @@ def draw_lines(costs: dict[int, Cost], *, ran_out_above: bool, source: Source) -
         smallest_measured=small,
         largest_measured=large,
         source=source,
-        has_batch_norm=last.has_batch_norm,
+        model=last.model,
     )
 
 

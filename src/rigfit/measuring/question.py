@@ -14,6 +14,7 @@ from typing import Any
 from rigfit import errors
 from rigfit.errors import RigfitError, TrainingError
 from rigfit.hardware.rig import Device, DeviceKind
+from rigfit.planning.model_facts import ModelFacts
 from rigfit.units import format_seconds
 from rigfit.workload import Precision, WorkloadConfig
 
@@ -77,12 +78,12 @@ class Question:
 class Cost:
     """What one rank needs for passes of one micro-batch: peak bytes, and seconds of forward and backward.
 
-    `has_batch_norm`: whether layers of the model take statistics of the micro-batch.
+    `model`: what it was built as.
     """
 
     peak_bytes: int
     seconds: float
-    has_batch_norm: bool = False
+    model: ModelFacts | None = None
 
 
 def ask(question: Question, *, time_limit: float = TIME_LIMIT_SECONDS) -> Cost | None:
@@ -129,7 +130,7 @@ def ask(question: Question, *, time_limit: float = TIME_LIMIT_SECONDS) -> Cost |
 
 def _read(answer: dict[str, Any], micro_batch_size: int) -> Cost | None:
     if answer["kind"] == "cost":
-        return Cost(peak_bytes=answer["peak_bytes"], seconds=answer["seconds"], has_batch_norm=answer["has_batch_norm"])
+        return Cost(peak_bytes=answer["peak_bytes"], seconds=answer["seconds"], model=ModelFacts(**answer["model"]))
     if answer["kind"] == "out of memory":
         return None
     if answer["kind"] == "failure":

@@ -9,6 +9,7 @@ from typing import Protocol
 from rigfit.planning.memory.profile import MemoryProfile, allocator_peak, profile_memory
 from rigfit.planning.memory.sharing import spread
 from rigfit.planning.memory.workspace import WorkspaceTable, with_workspaces
+from rigfit.planning.model_facts import ModelFacts
 from rigfit.planning.plan import Source
 from rigfit.planning.trace import Trace, without_accumulation
 from rigfit.planning.variant import Recomputed, Variant
@@ -29,8 +30,8 @@ class Costs(Protocol):
         ...
 
     @property
-    def has_batch_norm(self) -> bool:
-        """Whether layers of the model take statistics of a micro-batch."""
+    def model(self) -> ModelFacts | None:
+        """What the model was built as, or None when nobody looked."""
         ...
 
     def for_share(self, share: int) -> Costs:
@@ -51,6 +52,11 @@ class Costs(Protocol):
     def samples_per_second(self, micro_batch_size: int) -> float:
         """Return samples/s of one rank; 0.0 when nobody knows."""
         ...
+
+
+def takes_batch_statistics(costs: Costs | None) -> bool:
+    """Return whether layers of the model are known to take statistics of a micro-batch."""
+    return costs is not None and costs.model is not None and costs.model.has_batch_norm
 
 
 class Prices(Protocol):
@@ -124,8 +130,8 @@ class PaperCosts:
     _speeds: dict[tuple[int, int], float] = field(init=False, default_factory=dict)
 
     @property
-    def has_batch_norm(self) -> bool:
-        return self.trace.has_batch_norm
+    def model(self) -> ModelFacts | None:
+        return self.trace.model
 
     def for_share(self, share: int) -> PaperCosts:
         if share == self.share:

@@ -10,7 +10,7 @@ from math import ceil
 from typing import Any
 
 from rigfit.hardware.rig import Rig
-from rigfit.planning.costs import Costs, PaperCosts, Prices
+from rigfit.planning.costs import Costs, PaperCosts, Prices, takes_batch_statistics
 from rigfit.planning.duration import derive_duration
 from rigfit.planning.layout import accepted_sizes, derive_layout, note_coarse_batch
 from rigfit.planning.learning_rate import derive_lr
@@ -183,8 +183,7 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
     clock = choice.costs.clock if isinstance(choice.costs, PaperCosts) else None
     if choice.samples_per_second is not None:
         cost = replace(cost, samples_per_second=choice.samples_per_second)
-    is_found = choice.costs is not None and choice.costs.has_batch_norm
-    couplings = config.couplings | ({BatchCoupling.BATCH_NORM} if is_found else frozenset())
+    couplings = config.couplings | ({BatchCoupling.BATCH_NORM} if takes_batch_statistics(choice.costs) else frozenset())
     stage = StagePlan(
         config=config.model_dump(mode="json"),
         layout=choice.layout,
@@ -211,6 +210,7 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
         candidates=choice.candidates,
         couplings=tuple(sorted(coupling.value for coupling in couplings)),
         duration=None,
+        model=choice.costs.model if choice.costs else None,
     )
     return stage, said
 

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from rigfit.errors import UsageError
 from rigfit.hardware.rig import Rig
 from rigfit.planning.memory.profile import MemoryProfile
+from rigfit.planning.model_facts import ModelFacts
 from rigfit.planning.variant import Recomputed, Variant
 from rigfit.units import format_speed
 from rigfit.workload import Precision, Strategy
@@ -70,7 +71,7 @@ class Profile:
         fixed_seconds, seconds_per_sample: Time of one forward+backward per rank; both 0 when nobody measured it.
         smallest_measured, largest_measured: Micro-batch sizes the lines were drawn through.
         source: How the numbers were obtained.
-        has_batch_norm: Whether layers of the model take statistics of a micro-batch.
+        model: What the model was built as, or None when nobody looked.
     """
 
     fixed_bytes: int
@@ -80,7 +81,7 @@ class Profile:
     smallest_measured: int
     largest_measured: int
     source: Source
-    has_batch_norm: bool = False
+    model: ModelFacts | None = None
 
     def peak_bytes(self, micro_batch_size: int) -> int:
         return self.fixed_bytes + self.bytes_per_sample * micro_batch_size
@@ -187,6 +188,8 @@ class StagePlan:
     """Everything that was weighed for this stage, what was chosen among it, and why the rest was refused."""
     couplings: tuple[str, ...]
     duration: Duration | None
+    model: ModelFacts | None = None
+    """What the model was built as, or None when nobody looked."""
 
     @property
     def expected_samples_per_second(self) -> float | None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from rigfit.errors import DoesNotFitError
 from rigfit.hardware.rig import Rig
 from rigfit.planning.choice import Choice
-from rigfit.planning.costs import Costs, PaperCosts, Prices
+from rigfit.planning.costs import Costs, PaperCosts, Prices, takes_batch_statistics
 from rigfit.planning.layout import SPEED_TOLERANCE, accepted_sizes, derive_layout, list_candidates, savings_of
 from rigfit.planning.memory.limit import limit_of
 from rigfit.planning.memory.recompute import block_spans, choose_blocks
@@ -187,7 +187,7 @@ class _Search:
             ranks,
             micro_batch_size=self.config.micro_batch_size,
             savings=savings_of(self.config, ranks, self.rig.kind),
-            prefers_large=bool(MIXING & self.config.couplings) or (costs is not None and costs.has_batch_norm),
+            prefers_large=bool(MIXING & self.config.couplings) or takes_batch_statistics(costs),
             **common,  # type: ignore[arg-type]
         )
         return Choice(variant=variant, layout=layout, layout_source=source, costs=costs, candidates=())
@@ -266,7 +266,7 @@ class _Corrected:
         self._costs = choice.costs
         self._ratio = max(1.0, exact.upper_bytes(size) / max(1, choice.costs.upper_bytes(size)))
         self.source, self.smallest_measured = choice.costs.source, choice.costs.smallest_measured
-        self.has_batch_norm = choice.costs.has_batch_norm
+        self.model = choice.costs.model
 
     def for_share(self, share: int) -> _Corrected:
         other = copy(self)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
+
+from rigfit.planning.model_facts import ModelFacts
 
 
 class Phase(StrEnum):
@@ -110,7 +112,7 @@ class Trace:
         method: How the step was read, in words.
         notes: What a person should know: worst cases assumed, operators that were not understood.
         seconds: How long the reading took.
-        has_batch_norm: Whether layers of the model take statistics of a micro-batch.
+        model: What the model was built as, or None when nobody looked.
     """
 
     device_kind: str
@@ -124,7 +126,7 @@ class Trace:
     method: str
     notes: tuple[str, ...]
     seconds: float
-    has_batch_norm: bool = False
+    model: ModelFacts | None = None
 
     def requests(self, micro_batch_size: int) -> list[tuple[int, int]]:
         """Return (storage, bytes) for every allocation and (~storage, 0) for every release, as an allocator sees them.
@@ -270,7 +272,7 @@ def trace_to_json(trace: Trace) -> str:
             "method": trace.method,
             "notes": trace.notes,
             "seconds": trace.seconds,
-            "has_batch_norm": trace.has_batch_norm,
+            "model": asdict(trace.model) if trace.model else None,
             "words": list(words),
         },
         separators=(",", ":"),
@@ -311,5 +313,5 @@ def trace_from_json(text: str) -> Trace:
         method=raw["method"],
         notes=tuple(raw["notes"]),
         seconds=raw["seconds"],
-        has_batch_norm=raw["has_batch_norm"],
+        model=ModelFacts(**raw["model"]) if raw["model"] else None,
     )

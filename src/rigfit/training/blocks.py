@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rigfit.errors import UsageError
+from rigfit.planning.model_facts import ModelFacts
 from rigfit.task import Task
 
 
@@ -53,9 +54,13 @@ def blocks_of(task: Task) -> tuple[nn.Module, ...]:
     return blocks
 
 
-def has_batch_norm(model: nn.Module) -> bool:
-    """Return whether layers of `model`, in the mode that they are in, take statistics of the samples of a pass."""
-    return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
+def facts_of(model: nn.Module) -> ModelFacts:
+    """Count the parameters of `model`, and look for layers that, in the mode they are in, take statistics of a pass."""
+    return ModelFacts(
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        has_batch_norm=any(isinstance(module, _BatchNorm) and module.training for module in model.modules()),
+    )
 
 
 def _listed(task: Task, who: str) -> tuple[nn.Module, ...]:

@@ -21,7 +21,7 @@ from rigfit.planning.trace import Kind, Phase, Trace
 from rigfit.planning.variant import Recomputed
 from rigfit.task import Batch, Task
 from rigfit.training import precision
-from rigfit.training.blocks import blocks_of, has_batch_norm
+from rigfit.training.blocks import blocks_of, facts_of
 from rigfit.training.distributed import World
 from rigfit.training.loader import MicroBatch
 from rigfit.training.optimizer import WeightAverage, build_optimizer, decay_groups, set_rate
@@ -91,7 +91,7 @@ def read_step(
         method=f"read on paper for {target.device_kind}, {target.precision}",
         seconds=time.perf_counter() - started,
     )
-    return replace(trace, has_batch_norm=has_batch_norm(task))
+    return replace(trace, model=facts_of(task))
 
 
 @contextmanager

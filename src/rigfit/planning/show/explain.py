@@ -47,6 +47,8 @@ def explain(plan: Plan, *, noun: str = "sample", width: int = PAGE_WIDTH) -> str
 
 def _stage_lines(plan: Plan, stage: StagePlan, noun: str) -> Iterator[Line]:
     kind = plan.rig.kind
+    if stage.model is not None:
+        yield "model", stage.model.describe()
     yield "effective batch", describe_layout(stage.layout, kind)
     yield "micro-batch", f"{_micro_batch_words(stage)} per {rank_word(kind)} ({_layout_source(stage)})"
     yield "learning rate", stage.learning_rate_derivation + _rate_source(stage)
@@ -70,7 +72,12 @@ def _stage_lines(plan: Plan, stage: StagePlan, noun: str) -> Iterator[Line]:
     yield "loading", _loading_words(stage, plan.rig)
     yield from _duration_lines(stage, noun)
     for coupling in stage.couplings:
-        yield "caution", f"{coupling}: another micro-batch gives other results{_how_to_keep(stage)}"
+        yield "caution", f"{describe_coupling(coupling)}{_how_to_keep(stage)}"
+
+
+def describe_coupling(coupling: str) -> str:
+    """Return what a person has to know of samples that see each other."""
+    return f"{coupling}: another micro-batch gives other results"
 
 
 def _how_to_keep(stage: StagePlan) -> str:

@@ -16,7 +16,7 @@ from rigfit.planning.plan import Plan, StagePlan
 from rigfit.planning.search import NothingFitsError
 from rigfit.planning.variant import Variant
 from rigfit.planning.ways import larger_cards, more_cards
-from rigfit.planning.words import on_one_line
+from rigfit.planning.words import on_one_line, rank_word
 
 PINS = ("micro_batch_size", "activation_checkpointing", "strategy", "precision", "memory_limit_gib")
 """Keys that narrow the planner's choice: leaving one out is the cheapest change there is."""
@@ -292,3 +292,9 @@ def _difference(one: Values, other: Values) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def word_of(table: Table) -> str:
+    """Return what one process of the table's rigs has: `GPU`, `CPU rank`, or `device` where both are in it."""
+    kinds = {cell.rig.kind for cell in table.cells}
+    return rank_word(kinds.pop()) if len(kinds) == 1 else "device"

@@ -8,13 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from rigfit.hardware.rig import Rig
-from rigfit.planning.hours import NOT_ASSUMED, describe_epochs, format_duration, is_assumed, reckon_hours
+from rigfit.planning.hours import format_duration, reckon_hours
 from rigfit.planning.memory.limit import memory_limit
 from rigfit.planning.plan import Plan, StagePlan
-from rigfit.planning.show.table import Cell, Refused, Table, describe_values, device_bytes, fullest_stage, limit_bytes
+from rigfit.planning.show.legend import legend
+from rigfit.planning.show.table import (
+    Cell,
+    Refused,
+    Table,
+    describe_values,
+    device_bytes,
+    fullest_stage,
+    limit_bytes,
+    word_of,
+)
 from rigfit.planning.variant import Variant
 from rigfit.planning.words import describe_blocks, on_one_line, rank_word
-from rigfit.units import GIB, count, format_bytes, format_speed
+from rigfit.units import GIB, format_bytes, format_speed
 
 PAGE_WIDTH = 100
 _NARROWEST_BAR, _WIDEST_BAR = 8, 24
@@ -40,7 +50,7 @@ def draw_table(table: Table, *, width: int = PAGE_WIDTH) -> str:
     else:
         text, has_bars = _list(table, width)
         parts = [text]
-    parts.append("\n".join(_legend(table, width, is_grid=is_grid, has_bars=has_bars)))
+    parts.append("\n".join(legend(table, width, is_grid=is_grid, has_bars=has_bars)))
     if table.is_interrupted:
         parts.append("Interrupted: the rest was not planned.")
     return "\n\n".join(parts) + "\n"
@@ -101,7 +111,7 @@ def _list(table: Table, page_width: int) -> tuple[str, bool]:
     room = page_width - sum(before) - sum(after) - len(_GAP) * (len(before) + len(after)) - 2
     has_bars = room >= _NARROWEST_BAR
     width = min(_WIDEST_BAR, room)
-    title = next((text for text in (f"memory of each {_word(table)}", "memory") if len(text) <= width + 2), "")
+    title = next((text for text in (f"memory of each {word_of(table)}", "memory") if len(text) <= width + 2), "")
     drawn = []
     for line in (head, *lines):
         bar = draw_bar(*line.bar, width=width) if line.bar and has_bars else title if line is head else ""
@@ -289,87 +299,9 @@ def _of(peak: int, upper: int, limit: int) -> str:
     return " ".join(f"{_gib(peak)} < {_gib(upper)} of {_gib(limit)} GiB".split())
 
 
-def _legend(table: Table, page_width: int, *, is_grid: bool, has_bars: bool) -> Iterator[str]:
-    word = _word(table)
-    batch = f"micro-batch x accumulation steps x {word}s = effective batch"
-    plans = [cell.plan for cell in table.cells if cell.plan is not None]
-    memory = (
-        f"per {word}: predicted peak < upper bound (95 of 100 predictions stay below it) of what can be used; a plan "
-        f"fits where the upper bound does ({_sources(plans)})"
-    )
-
-    def entry(label: str, text: str) -> list[str]:
-        return textwrap.wrap(text, page_width, initial_indent=f"{label:<14}", subsequent_indent=" " * 14)
-
-    yield from entry("batch", f"{batch}, after whether it fits" if is_grid else batch)
-    yield from entry("memory", memory)
-    if has_bars:
-        bar = f"one whole {word}: # peak, + up to the upper bound, . free, o what PyTorch cannot use (context, NCCL"
-        yield from entry("bar", f"{bar}, a budget of yours)")
-    if not plans:
-        return
-    if not any(stage.predicted_samples_per_second for plan in plans for stage in plan.stages):
-        yield from entry("speed, time", "not estimated: the speed is unmeasured")
-        return
-    yield from entry("samples/s", f"over all {word}s{_error_words(plans)}")
-    for rig_name, source in _speed_sources(table):
-        yield from entry("", f"{rig_name}: {source}")
-    yield from entry("time", _time_words(plans))
-
-
-def _error_words(plans: Sequence[Plan]) -> str:
-    has_error = any(stage.predicted_speed_error is not None for plan in plans for stage in plan.stages)
-    return "; beside it how far off 9 of 10 predictions stay at most" if has_error else ""
-
-
-def _time_words(plans: Sequence[Plan]) -> str:
-    """Return what the time counts: of which samples and epochs, and what is not in it."""
-    found = [(plan, hours) for plan in plans if (hours := reckon_hours(plan)) is not None]
-    if not found:
-        return "not known: give --samples N, the number of training samples to assume"
-    epochs = dict.fromkeys(describe_epochs(hours.epochs) for _, hours in found)
-    samples = dict.fromkeys(
-        count(stage.duration.num_train_samples, "training sample")
-        for plan, _ in found
-        for stage in plan.stages
-        if stage.duration is not None
-    )
-    origin = "assumed, as given with --samples" if any(is_assumed(plan) for plan, _ in found) else "counted"
-    unused = dict.fromkeys(fact for plan, _ in found for fact in plan.facts if fact.startswith(NOT_ASSUMED))
-    told = (
-        f"training steps only, for {' or '.join(epochs)} of {' or '.join(samples)} ({origin}); start, evaluations and "
-        "checkpoints are not in it"
-    )
-    return ". ".join([told, *unused])
-
-
 def _wrapped(line: str, page_width: int) -> list[str]:
     indent = line[: len(line) - len(line.lstrip())]
     return textwrap.wrap(line, page_width - len(_GAP), subsequent_indent=f"{indent}    ", break_on_hyphens=False)
-
-
-def _speed_sources(table: Table) -> list[tuple[str, str]]:
-    """Return for each rig where its speeds come from, and whether loading holds any of them down."""
-    found: dict[str, dict[str, None]] = {}
-    for cell in table.cells:
-        for stage in cell.plan.stages if cell.plan is not None else ():
-            told = str(stage.predicted_source)
-            if stage.predicted_speed_source is not None:
-                told += f", {stage.predicted_speed_source}"
-            if stage.is_limited_by_loading:
-                told += "; held down to what loading allows, measured on this machine"
-            found.setdefault(cell.rig_name, {})[told] = None
-    return [(name, "; or ".join(told)) for name, told in found.items()]
-
-
-def _sources(plans: Sequence[Plan]) -> str:
-    found = dict.fromkeys(str(stage.predicted_source) for plan in plans for stage in plan.stages)
-    return " and ".join(found) or "estimated"
-
-
-def _word(table: Table) -> str:
-    kinds = {cell.rig.kind for cell in table.cells}
-    return rank_word(kinds.pop()) if len(kinds) == 1 else "device"
 
 
 def _cell_to_json(cell: Cell) -> dict[str, Any]:
@@ -420,6 +352,9 @@ def _stage_to_json(rig: Rig, stage: StagePlan) -> dict[str, Any]:
         "precision": stage.precision,
         "strategy": stage.strategy,
         "recomputed_blocks": stage.recomputed_blocks,
+        "couplings": list(stage.couplings),
+        "num_parameters": None if stage.model is None else stage.model.num_parameters,
+        "num_trained_parameters": None if stage.model is None else stage.model.num_trained,
         "peak_bytes": stage.predicted_peak_bytes,
         "upper_bytes": stage.predicted_upper_bytes,
         "limit_bytes": limit_bytes(rig, stage),
