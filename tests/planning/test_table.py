@@ -310,11 +310,12 @@ def test_a_table_tells_of_models_precisions_and_batch_norm(monkeypatch):
     of_size, plain = profile, draw_table(table_of(["1x t4"], 256))
     monkeypatch.setattr(f"{__name__}.profile", built)
     one, two = table_of(["1x t4"], 256), table_of(["1x t4", "1x 3090"], 256, 512)
-    assert "model " not in plain and "caution" not in plain
+    assert "model " not in plain
+    assert "caution" not in plain
     assert "model         25.6 M parameters, 1 M of them trained\nprecision     fp16\n" in draw_table(one)
     text = draw_table(two)
     assert "model         25.6 M to 51.2 M parameters\nprecision     fp16 on 1x t4; bf16 on 1x 3090\n" in text
-    assert f"caution       {BatchCoupling.BATCH_NORM.value}: another micro-batch gives other" in text
+    assert f"caution {BatchCoupling.BATCH_NORM.value}: another micro-batch gives" in " ".join(text.split())
     stages = [cell["stages"][0] for cell in table_to_json(two)]
     assert [stage["num_parameters"] for stage in stages] == [25_600_000] * 2 + [51_200_000] * 2
     assert [bool(stage["couplings"]) for stage in stages] == [False, False, True, True]
