@@ -16,10 +16,24 @@ import rigfit
 TOY = str(Path(__file__).parents[1] / "toy_task.py")
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_resume_goes_on(number: signal.Signals, exit_code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "exit_code", "num_workers"),
+    [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 1)],
+)
+def test_a_signal_saves_and_resume_goes_on(
+    number: signal.Signals, exit_code: int, num_workers: int, tmp_path: Path
+) -> None:
     words = ["train", TOY, f"out={tmp_path}", "name=stopped", "epochs=1000", "max_steps=2000", "save_every_steps=2000"]
-    command = [sys.executable, "-m", "rigfit.cli", *words, "eval_every_steps=2000", "--rig", "cpu:2"]
+    command = [
+        sys.executable,
+        "-m",
+        "rigfit.cli",
+        *words,
+        "eval_every_steps=2000",
+        f"num_workers={num_workers}",
+        "--rig",
+        "cpu:2",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         log = tmp_path / "toy_task" / "stopped" / "metrics.jsonl"
         deadline = time.monotonic() + 120

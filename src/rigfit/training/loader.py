@@ -7,6 +7,8 @@ not a mode of the training loop.
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +21,7 @@ from rigfit.errors import RigfitError
 from rigfit.planning.plan import BatchLayout
 from rigfit.task import Batch
 from rigfit.training.order import fingerprint, sample_at, sample_rng
+from rigfit.training.signals import STOP_SIGNALS
 from rigfit.workload import Collating, Grouped, Measured, Samples
 
 
@@ -217,8 +220,21 @@ def _require_loaded(loaded: tuple[Batch, int] | RigfitError) -> tuple[Batch, int
 
 
 def _start_loader_process(_worker: int) -> None:
-    """Keep a loader process to one thread: the cores belong to the ranks."""
+    """Keep a loader process to one thread: the cores belong to the ranks. A stop is not for it, but for its rank.
+
+    The rank goes on to the end of its step, for which it needs what is being loaded; signals to stop reach all of its
+    processes, from torchrun's agent as from SLURM.
+    """
     torch.set_num_threads(1)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_loader_processes() -> None:
+    """End loader processes that are left, which otherwise would be waited for: they ignore being asked."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def to_device(batch: Batch, device: torch.device, *, channels_last: bool) -> Batch:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
@@ -14,7 +14,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
@@ -24,12 +24,12 @@ class StopRequest:
 
     def as_counts(self) -> list[int]:
         """Return a 1 for the signal received, to be added up over ranks."""
-        return [int(self.received == number) for number in _SIGNALS]
+        return [int(self.received == number) for number in STOP_SIGNALS]
 
     @staticmethod
     def from_counts(counts: Sequence[int]) -> signal.Signals | None:
         """Return the signal that any rank received, or None."""
-        for number, count in zip(_SIGNALS, counts, strict=True):
+        for number, count in zip(STOP_SIGNALS, counts, strict=True):
             if count:
                 return number
         return None
