@@ -26,6 +26,7 @@ from rigfit import errors
 from rigfit.errors import Interrupted, RigfitError, RunError
 from rigfit.hardware.rig import Rig
 from rigfit.recipes import look_at
+from rigfit.runs.checkpoints import list_checkpoints, step_of
 from rigfit.runs.follow import follow
 from rigfit.runs.progress import ProgressView
 from rigfit.runs.run import Run, State
@@ -55,17 +56,23 @@ def launch(run: Run, *, is_quiet: bool = False) -> None:
     except ChildFailedError as failed:
         error = _explain(run, failed.failures)
     except SignalException as stopped:
-        error = _reported_failure(run) or Interrupted(
-            f"Stopped by {stopped.sigval.name} before the ranks could save.",
-            run.way_on,
-            signal_number=int(stopped.sigval),
-        )
+        if run.status.state == "finished":  # the signal came when nothing was left to do
+            return
+        error = _reported_failure(run) or _stopped_early(run, stopped.sigval)
     else:
         return
     state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
     with contextlib.suppress(RigfitError):  # a full disk must not hide what went wrong first
         run.set_status(state, step=run.status.step, total_steps=run.status.total_steps, message=error.cause)
     raise error
+
+
+def _stopped_early(run: Run, number: signal.Signals) -> Interrupted:
+    saved = list_checkpoints(run.checkpoints)
+    reached = f"; the newest checkpoint is of step {step_of(saved[-1])}" if saved else ""
+    return Interrupted(
+        f"Stopped by {number.name} before the ranks were done{reached}.", run.way_on, signal_number=int(number)
+    )
 
 
 def _launch_config(rig: Rig, run: Run) -> LaunchConfig:
