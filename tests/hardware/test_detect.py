@@ -131,12 +131,19 @@ def test_the_real_library_can_be_asked_on_any_machine():
         assert device.memory_bytes > 0
 
 
-def test_cpu_ranks_share_cores_and_memory():
+def test_cpu_ranks_share_cores_and_memory(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     one, two = cpu_devices(1, 8), cpu_devices(2, 8)
     assert one[0].num_threads == 8
     assert [(device.index, device.num_threads) for device in two] == [(0, 4), (1, 4)]
     assert 0 < two[0].memory_bytes < 0.75 * one[0].memory_bytes
     assert cpu_devices(3, 2)[2].num_threads == 1
+
+
+@pytest.mark.parametrize(("said", "num_threads"), [("3", 3), ("3,2", 3), ("0", 4), ("", 4), ("many", 4)])
+def test_omp_num_threads_is_what_a_rank_takes(said, num_threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert [device.num_threads for device in cpu_devices(2, 8)] == [num_threads] * 2
 
 
 def test_the_cores_are_those_this_process_may_use():

@@ -36,7 +36,8 @@ def test_auto_is_every_gpu_here_or_one_cpu_rank(text):
 
 
 @pytest.mark.parametrize(("text", "num_ranks", "num_threads"), [("cpu", 1, 4), ("cpu:2", 2, 2), ("CPU:4", 4, 1)])
-def test_cpu_ranks_share_the_cores(text, num_ranks, num_threads):
+def test_cpu_ranks_share_the_cores(text, num_ranks, num_threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = rig(text, *TITANS)
     assert [device.num_threads for device in found.devices] == [num_threads] * num_ranks
     assert found.is_here

@@ -36,10 +36,19 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
+def wished_threads() -> int:
+    """Return the threads a process is to take, as OMP_NUM_THREADS says; 0 where it says nothing, or no number."""
+    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # several are for nested regions
+    return int(said) if said.isdecimal() else 0
+
+
 def cpu_devices(num_ranks: int, num_cores: int | None = None) -> tuple[Device, ...]:
-    """Return `num_ranks` CPU ranks that share this machine's available memory and `num_cores` cores (all) equally."""
+    """Return `num_ranks` CPU ranks that share this machine's available memory and `num_cores` cores (all) equally.
+
+    Where OMP_NUM_THREADS says how many threads a process takes, it is as many.
+    """
     memory = psutil.virtual_memory().available // num_ranks
-    threads = max(1, (count_cores() if num_cores is None else num_cores) // num_ranks)
+    threads = wished_threads() or max(1, (count_cores() if num_cores is None else num_cores) // num_ranks)
     return tuple(
         Device(
             kind="cpu",

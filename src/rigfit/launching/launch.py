@@ -24,6 +24,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from rigfit import errors
 from rigfit.errors import Interrupted, RigfitError, RunError
+from rigfit.hardware.detect import wished_threads
 from rigfit.hardware.rig import Rig
 from rigfit.recipes import look_at
 from rigfit.runs.checkpoints import list_checkpoints, step_of
@@ -104,7 +105,9 @@ def _environment_of_ranks(rig: Rig) -> Iterator[None]:
     """Set what the ranks inherit: their share of the cores, and the driver's own order of the cards."""
     wanted = {
         # Each rank would otherwise start a thread for every core.
-        "OMP_NUM_THREADS": str(rig.devices[0].num_threads or max(1, rig.num_cores // rig.world_size)),
+        "OMP_NUM_THREADS": str(
+            rig.devices[0].num_threads or wished_threads() or max(1, rig.num_cores // rig.world_size)
+        ),
         # CUDA puts the fastest card first unless told otherwise; the plan counts as the driver does.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
