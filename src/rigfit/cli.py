@@ -266,7 +266,7 @@ def _refuse_with_a_table(given: dict[str, bool]) -> None:
 
 
 def _plan_table(target: str, table: list[str], rig: str | None, given: dict[str, Any], *, as_json: bool) -> int:
-    """Print the table; the exit code is 3 where nothing fits, 130 where somebody interrupted."""
+    """Print the table; the exit code is 3 where nothing fits, 128 + the signal where somebody stopped it."""
     from rigfit.planning.show.axes import parse_axes, parse_rigs
 
     axes, rigs = parse_axes(table), parse_rigs(rig)
@@ -280,8 +280,8 @@ def _plan_table(target: str, table: list[str], rig: str | None, given: dict[str,
         typer.echo(json.dumps(table_to_json(made), indent=2))
     else:
         typer.echo(draw_table(made, width=page_width()), nl=False)
-    if made.is_interrupted:
-        return 130
+    if made.stopped_by is not None:
+        return 128 + made.stopped_by
     return 0 if made.has_any_plan else DoesNotFitError.exit_code
 
 

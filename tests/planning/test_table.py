@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from rigfit.planning.show.axes import parse_axes, parse_rigs, rows_of
 from rigfit.planning.show.table import RowPlanner, Table, fill_table
 from rigfit.planning.show.table_text import draw_bar, draw_table, table_to_json
 from rigfit.planning.words import describe_blocks
+from rigfit.stopping import Stopped
 from rigfit.units import GIB, MIB
 from rigfit.workload import BatchCoupling, Recipe, Workload, WorkloadConfig
 
@@ -55,13 +57,16 @@ def plan_of(config: TileConfig, where: Rig) -> Plan:
     return make_plan(workload, where, [profile(config.img_size)], facts=(), data_sizes=None)
 
 
-def table_of(rigs: Collection[str], *sizes: int, stop_at: int = -1, **pins: Any) -> Table:
-    """Plan in earnest, with costs that are known; pressing Ctrl-C at the size `stop_at`."""
+def table_of(
+    rigs: Collection[str], *sizes: int, stop_at: int = -1, stop: BaseException | None = None, **pins: Any
+) -> Table:
+    """Plan in earnest, with costs that are known; stopped by `stop` at the size `stop_at`."""
 
     @contextlib.contextmanager
     def plan_row(values: Mapping[str, Any]) -> Iterator[RowPlanner]:
         if values["img_size"] == stop_at:
-            raise KeyboardInterrupt
+            assert stop is not None
+            raise stop
 
         def plan_one(where: Rig, without: Collection[str]) -> Plan:
             kept = {key: value for key, value in pins.items() if key not in without}
@@ -255,10 +260,13 @@ def test_as_many_larger_cards_are_less_of_a_change_than_more_cards():
     assert len(parse_rig(ways[0].removeprefix('--rig "').rstrip('"'), gpus=(), num_cores=4).devices) == 1
 
 
-def test_ctrl_c_keeps_what_is_there():
-    table = table_of(["t4"], 256, 512, 1024, stop_at=1024)
+@pytest.mark.parametrize(
+    ("stop", "number"), [(KeyboardInterrupt(), signal.SIGINT), (Stopped(signal.SIGTERM), signal.SIGTERM)]
+)
+def test_a_signal_to_stop_keeps_what_is_there(stop, number):
+    table = table_of(["t4"], 256, 512, 1024, stop_at=1024, stop=stop)
     assert [cell.values["img_size"] for cell in table.cells] == [256, 512]
-    assert table.is_interrupted
+    assert table.stopped_by is number
     assert draw_table(table).endswith("Interrupted: the rest was not planned.\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from rigfit.planning.search import NothingFitsError
 from rigfit.planning.variant import Variant
 from rigfit.planning.ways import larger_cards, more_cards
 from rigfit.planning.words import on_one_line, rank_word
+from rigfit.stopping import Stopped
 
 PINS = ("micro_batch_size", "activation_checkpointing", "strategy", "precision", "memory_limit_gib")
 """Keys that narrow the planner's choice: leaving one out is the cheapest change there is."""
@@ -104,13 +106,13 @@ class Table:
         keys: What differs from row to row.
         rig_names: The rigs, as they were asked for.
         cells: All that were planned; fewer than asked for when somebody interrupted.
-        is_interrupted: Whether that happened.
+        stopped_by: The signal that did, or None.
     """
 
     keys: tuple[str, ...]
     rig_names: tuple[str, ...]
     cells: tuple[Cell, ...]
-    is_interrupted: bool
+    stopped_by: signal.Signals | None
 
     @property
     def has_any_plan(self) -> bool:
@@ -125,7 +127,7 @@ def fill_table(
     *,
     tell: Callable[[str], None],
 ) -> Table:
-    """Return the table; a cell that cannot be planned says why and loses no other, Ctrl-C keeps what is there.
+    """Return the table; a cell that cannot be planned says why and loses no other, a stop keeps what is there.
 
     Args:
         keys: What differs from row to row.
@@ -135,7 +137,7 @@ def fill_table(
         tell: Says what is being planned.
     """
     cells: list[Cell] = []
-    is_interrupted = False
+    stopped_by: signal.Signals | None = None
     try:
         for number, values in enumerate(rows):
             with plan_row(values) as planner:
@@ -147,12 +149,14 @@ def fill_table(
                     cells.append(row[-1])
                 cells[-len(row) :] = _with_planned_ways(row, planner)
     except KeyboardInterrupt:
-        is_interrupted = True
+        stopped_by = signal.SIGINT
+    except Stopped as stopped:
+        stopped_by = signal.Signals(stopped.signal_number)
     return Table(
         keys=tuple(keys),
         rig_names=tuple(rigs),
         cells=tuple(_with_ways_in_table(cell, cells) for cell in cells),
-        is_interrupted=is_interrupted,
+        stopped_by=stopped_by,
     )
 
 

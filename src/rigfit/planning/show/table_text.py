@@ -51,7 +51,7 @@ def draw_table(table: Table, *, width: int = PAGE_WIDTH) -> str:
         text, has_bars = _list(table, width)
         parts = [text]
     parts.append("\n".join(legend(table, width, is_grid=is_grid, has_bars=has_bars)))
-    if table.is_interrupted:
+    if table.stopped_by is not None:
         parts.append("Interrupted: the rest was not planned.")
     return "\n\n".join(parts) + "\n"
 
