@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import rigfit
 from rigfit.cli import run as command_line
+from rigfit.runs import checkpoints
 from rigfit.training.bitsandbytes import is_installed
 
 TOY = str(Path(__file__).parents[1] / "toy_task.py")
@@ -58,6 +59,23 @@ def test_resuming_on_the_same_ranks_gives_the_same_bits(straight: rigfit.Run, tm
     keep = ("step", "samples_seen", "loss", "lr", "grad_norm", "sample_hash")
     assert [[r[k] for k in keep] for r in steps_of(resumed)] == [[r[k] for k in keep] for r in steps_of(straight)]
     assert resumed.status.state == "finished"
+
+
+def test_a_run_whose_best_weights_are_gone_finds_the_best_of_what_comes(straight: rigfit.Run, tmp_path: Path) -> None:
+    run = rewind(straight, tmp_path / "lost", 4)
+    folder = run.checkpoints / "step-00000004"
+    state = json.loads((folder / "state.json").read_text())
+    assert state["progress"]["best_step"] == 3
+    state["progress"]["best"] = -1.0  # a loss that nothing to come can reach
+    (folder / "state.json").write_text(json.dumps(state))
+    checkpoints.write_manifest(folder)
+    shutil.rmtree(run.checkpoints / "step-00000003")
+    rigfit.resume(run, quiet=True)
+    found = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["is_best"]) for r in found if r["kind"] == "validation"][1] == (6, True)
+    named = checkpoints.pointed(run.checkpoints, "best")
+    assert named is not None
+    assert named.name in ("step-00000006", "step-00000008")
 
 
 def test_two_then_one_then_two_ranks_keep_order_and_loss(tmp_path: Path) -> None:

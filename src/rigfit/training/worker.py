@@ -67,7 +67,7 @@ def _train(run: Run, world: World) -> None:
 
 def keep_best_of_stage(run: Run, number: int) -> None:
     """Name the best checkpoint of the stage that is over `stage-1`, `stage-2`, ...; `best` is then the next one's."""
-    best, name = checkpoints.best_or_last(run.checkpoints), f"stage-{number + 1}"
+    best, name = checkpoint.best_or_last(run.checkpoints), f"stage-{number + 1}"
     # A run resumed at the end of a stage comes here again, when `best` may be gone already.
     if best and not checkpoints.pointed(run.checkpoints, name):
         checkpoints.point(run.checkpoints, name, best.name)
@@ -78,14 +78,21 @@ def keep_best_of_stage(run: Run, number: int) -> None:
 def newest_checkpoint(run: Run, world: World) -> Saved | None:
     """Return the newest checkpoint that is whole, the same on every rank, or None at the very start."""
     name: str | None = None
+    has_best = True
     if world.is_first:
         checkpoints.clean_leftovers(run.checkpoints)
         found, skipped = checkpoints.newest_good(run.checkpoints)
         for folder, reason in skipped:
             print(f"checkpoint {folder.name} is damaged ({reason}); falling back", flush=True)
-        name = found.name if found else None
-    name = distributed.broadcast_object(world, name)
-    return checkpoint.read(run.checkpoints / name) if name else None
+        if found:
+            name, has_best = found.name, checkpoint.mend_pointers(run.checkpoints, checkpoint.read(found))
+    name, has_best = distributed.broadcast_object(world, (name, has_best))
+    if name is None:
+        return None
+    saved = checkpoint.read(run.checkpoints / name)
+    if not has_best:  # of what is left and what is to come, the best is yet to be found
+        saved.progress.best = saved.progress.best_step = None
+    return saved
 
 
 def failure_file(run: Run, rank: int) -> Path:
