@@ -55,6 +55,8 @@ def launch(run: Run, *, is_quiet: bool = False) -> None:
     except ChildFailedError as failed:
         error = _explain(run, failed.failures)
     except SignalException as stopped:
+        if run.status.state == "finished":  # the signal came after the last step: the ranks had only to end
+            return
         error = _reported_failure(run) or Interrupted(
             f"Stopped by {stopped.sigval.name} before the ranks could save.",
             run.way_on,
