@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from rigfit.errors import RunError
 from rigfit.runs import checkpoints
+from rigfit.runs.run import Run
 from rigfit.training import checkpoint
 from rigfit.training.checkpoint import Progress
 from rigfit.training.distributed import World
@@ -41,6 +42,11 @@ def save(root: Path, step: int, best: float | None, best_step: int | None, *, ke
     )
 
 
+def run_of(root: Path) -> Run:
+    assert root.name == "checkpoints"
+    return Run(root.parent)
+
+
 def weight(folder: Path | None) -> int:
     assert folder is not None
     return int(load_file(folder / "model.safetensors")["weight"][0, 0])
@@ -52,7 +58,7 @@ def mend(root: Path) -> Progress:
     newest, _ = checkpoints.newest_good(root)
     assert newest is not None
     saved = checkpoint.read(newest)
-    assert checkpoint.mend_pointers(root, saved)
+    assert checkpoint.mend_pointers(run_of(root), saved)
     return saved.progress
 
 
@@ -65,30 +71,31 @@ def forget_best_step(folder: Path) -> None:
 
 
 def test_the_best_weights_outlive_a_disk_that_refuses_their_pointer(tmp_path: Path) -> None:
-    save(tmp_path, 1, 0.5, 1, keep=2)
-    save(tmp_path, 2, 0.5, 1, keep=2)
-    (tmp_path / "best").unlink()
-    (tmp_path / "best").mkdir()  # no file can take its place
+    root = tmp_path / "checkpoints"
+    save(root, 1, 0.5, 1, keep=2)
+    save(root, 2, 0.5, 1, keep=2)
+    (root / "best").unlink()
+    (root / "best").mkdir()  # no file can take its place
     with pytest.raises(RunError, match="step 3 could not be written"):
-        save(tmp_path, 3, 0.9, 3, keep=2)
-    (tmp_path / "best").rmdir()
-    checkpoints.point(tmp_path, "best", checkpoints.name_of(1))
-    assert weight(checkpoint.best_or_last(tmp_path)) == 3  # what is exported and measured before the run goes on
-    progress = mend(tmp_path)
+        save(root, 3, 0.9, 3, keep=2)
+    (root / "best").rmdir()
+    checkpoints.point(root, "best", checkpoints.name_of(1))
+    assert weight(checkpoint.best_or_last(root)) == 3  # what is exported and measured before the run goes on
+    progress = mend(root)
     for step in (4, 5, 6):
-        save(tmp_path, step, progress.best, progress.best_step, keep=2)
-    assert weight(checkpoints.pointed(tmp_path, "best")) == 3
-    assert weight(checkpoints.pointed(tmp_path, "last")) == 6
+        save(root, step, progress.best, progress.best_step, keep=2)
+    assert weight(checkpoints.pointed(root, "best")) == 3
+    assert weight(checkpoints.pointed(root, "last")) == 6
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL and fork are Unix things")
 def test_after_a_kill_before_any_call_to_the_file_system_the_best_is_the_best_and_stays(tmp_path: Path) -> None:
-    before = tmp_path / "before"
+    before = tmp_path / "checkpoints"
     save(before, 1, 0.5, 1), save(before, 2, 0.5, 1)
     context = multiprocessing.get_context("fork")
     outcomes = set()
     for death in range(1, 1000):
-        root = tmp_path / str(death)
+        root = tmp_path / str(death) / "checkpoints"
         shutil.copytree(before, root)
         process = context.Process(target=_save_and_die, args=(root, death))
         process.start()
@@ -124,23 +131,25 @@ def _save_and_die(root: Path, death: int) -> None:
 
 
 def test_checkpoints_of_a_version_that_did_not_say_which_is_the_best_keep_their_pointer(tmp_path: Path) -> None:
-    save(tmp_path, 1, 0.5, 1, keep=2)
-    save(tmp_path, 2, 0.5, 1, keep=2)
+    root = tmp_path / "checkpoints"
+    save(root, 1, 0.5, 1, keep=2)
+    save(root, 2, 0.5, 1, keep=2)
     for step in (1, 2):
-        forget_best_step(tmp_path / checkpoints.name_of(step))
-    assert weight(checkpoint.best_or_last(tmp_path)) == 1
-    progress = mend(tmp_path)
+        forget_best_step(root / checkpoints.name_of(step))
+    assert weight(checkpoint.best_or_last(root)) == 1
+    progress = mend(root)
     assert (progress.best, progress.best_step) == (0.5, None)
-    save(tmp_path, 3, progress.best, None)
-    assert weight(checkpoints.pointed(tmp_path, "best")) == 1
+    save(root, 3, progress.best, None)
+    assert weight(checkpoints.pointed(root, "best")) == 1
 
 
 def test_a_best_that_is_gone_or_newer_than_where_the_run_goes_on_is_taken_away(tmp_path: Path) -> None:
-    save(tmp_path, 1, 0.5, 1, keep=2)
-    save(tmp_path, 2, 0.5, 1, keep=2)
-    save(tmp_path, 3, 0.9, 3, keep=2)  # the first is pruned, for it is the best no more
-    shutil.rmtree(tmp_path / checkpoints.name_of(3))
-    saved = checkpoint.read(tmp_path / checkpoints.name_of(2))
-    assert not checkpoint.mend_pointers(tmp_path, saved)
-    assert not (tmp_path / "best").exists()
-    assert weight(checkpoint.best_or_last(tmp_path)) == 2
+    root = tmp_path / "checkpoints"
+    save(root, 1, 0.5, 1, keep=2)
+    save(root, 2, 0.5, 1, keep=2)
+    save(root, 3, 0.9, 3, keep=2)  # the first is pruned, for it is the best no more
+    shutil.rmtree(root / checkpoints.name_of(3))
+    saved = checkpoint.read(root / checkpoints.name_of(2))
+    assert not checkpoint.mend_pointers(run_of(root), saved)
+    assert not (root / "best").exists()
+    assert weight(checkpoint.best_or_last(root)) == 2

@@ -164,28 +164,67 @@ def best_or_last(root: Path) -> Path | None:
     return checkpoints.pointed(root, "best") or last(root)
 
 
-def mend_pointers(root: Path, saved: Saved) -> bool:
+def find_newest(run: Run) -> tuple[Path | None, list[str]]:
+    """Return the newest checkpoint that is whole, or None at the very start, and what is wrong with newer ones.
+
+    Only for the one process that writes to the run.
+
+    Raises:
+        RunError: There were checkpoints, and none is whole; nothing has changed.
+    """
+    root = run.checkpoints
+    try:
+        checkpoints.clean_leftovers(root)
+    except OSError as error:
+        raise _not_in_order(run, error) from error
+    found, skipped = checkpoints.newest_good(root)
+    if found is None and (skipped or (root / "last").exists()):
+        why = "; ".join(f"{folder.name}: {reason}" for folder, reason in skipped[:3]) or "the folders are gone"
+        raise RunError(
+            f"The run {run.folder} is damaged: none of its checkpoints can be used ({why}).",
+            f"Put a copy of one back in {root}; or delete that folder, and {run.resume_command} begins at the first "
+            "step, its metrics anew.",
+        )
+    return found, [f"checkpoint {folder.name} is damaged and passed over: {reason}" for folder, reason in skipped]
+
+
+def _not_in_order(run: Run, error: OSError) -> RunError:
+    return RunError(
+        f"The folder {run.checkpoints} cannot be put in order: {error.strerror or error}.",
+        f"Make room on that disk, and see that you may write there; then go on with: {run.resume_command}",
+    )
+
+
+def mend_pointers(run: Run, saved: Saved) -> bool:
     """Make `last` and `best` name what the checkpoint `saved` says: a save cut short has not, and prune goes by them.
 
     Returns whether the best weights that it tells of are there; `best` is taken away where they are not.
 
     Raises:
-        OSError: The disk refuses.
+        RunError: The disk refuses.
     """
-    _point_anew(root, "last", saved.folder)
-    progress, best = saved.progress, root / "best"
+    root, progress = run.checkpoints, saved.progress
+    best = _best_of(root, progress)
+    try:
+        _point_anew(root, "last", saved.folder)
+        if best is None:
+            (root / "best").unlink(missing_ok=True)
+        else:
+            _point_anew(root, "best", best)
+    except OSError as error:
+        raise _not_in_order(run, error) from error
+    return progress.best is None or best is not None
+
+
+def _best_of(root: Path, progress: Progress) -> Path | None:
+    """Return the whole checkpoint that is the best as `progress` knows it, or None."""
     if progress.best is None:
-        best.unlink(missing_ok=True)
-        return True
+        return None
     if progress.best_step is None:
         named = checkpoints.pointed(root, "best") or checkpoints.pointed(root, f"stage-{progress.stage + 1}")
     else:
         named = root / checkpoints.name_of(progress.best_step)
-    if named is None or checkpoints.verify(named, hashes=True) is not None:
-        best.unlink(missing_ok=True)
-        return False
-    _point_anew(root, "best", named)
-    return True
+    return named if named and checkpoints.verify(named, hashes=True) is None else None
 
 
 def _point_anew(root: Path, which: str, folder: Path) -> None:

@@ -43,10 +43,14 @@ def train(run: Run) -> None:
 def _train(run: Run, world: World) -> None:
     plan = run.plan
     stop = StopRequest()
-    before = Before.of(newest_checkpoint(run, world))
+    saved, damage = newest_checkpoint(run, world)
+    before = Before.of(saved)
     resume_step = before.progress.step if before.saved else None
     log = MetricsLog.open(run.folder, resume_step=resume_step) if world.is_first else None
     try:
+        if log:
+            for text in damage:
+                log.log_event(before.progress.step, text)
         while before.progress.stage < len(plan.stages):
             stage = Stage.build(run, plan, world, before=before, log=log, stop=stop)
             if world.is_first:
@@ -75,24 +79,26 @@ def keep_best_of_stage(run: Run, number: int) -> None:
         (run.checkpoints / "best").unlink(missing_ok=True)
 
 
-def newest_checkpoint(run: Run, world: World) -> Saved | None:
-    """Return the newest checkpoint that is whole, the same on every rank, or None at the very start."""
+def newest_checkpoint(run: Run, world: World) -> tuple[Saved | None, list[str]]:
+    """Return the newest checkpoint that is whole, the same on every rank, and what was damaged; None at the very start.
+
+    Raises:
+        RunError: There were checkpoints, and none is whole.
+    """
     name: str | None = None
-    has_best = True
+    has_best, damage = True, list[str]()
     if world.is_first:
-        checkpoints.clean_leftovers(run.checkpoints)
-        found, skipped = checkpoints.newest_good(run.checkpoints)
-        for folder, reason in skipped:
-            print(f"checkpoint {folder.name} is damaged ({reason}); falling back", flush=True)
+        found, damage = checkpoint.find_newest(run)
         if found:
-            name, has_best = found.name, checkpoint.mend_pointers(run.checkpoints, checkpoint.read(found))
-    name, has_best = distributed.broadcast_object(world, (name, has_best))
+            name, has_best = found.name, checkpoint.mend_pointers(run, checkpoint.read(found))
+    name, has_best, damage = distributed.broadcast_object(world, (name, has_best, damage))
     if name is None:
-        return None
+        return None, damage
     saved = checkpoint.read(run.checkpoints / name)
     if not has_best:  # of what is left and what is to come, the best is yet to be found
+        damage.append(f"the best weights so far ({saved.progress.best:.6g}) are gone; the best is looked for anew")
         saved.progress.best = saved.progress.best_step = None
-    return saved
+    return saved, damage
 
 
 def failure_file(run: Run, rank: int) -> Path:
