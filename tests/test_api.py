@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 import rigfit
 import rigfit.api
+from rigfit.cli import run as command_line
+from tests.runs.plans import plan as plan_of_runs
 
 TOY = str(Path(__file__).parent / "toy_task.py")
 
@@ -104,3 +107,21 @@ def test_values_that_are_wrong_only_together_cost_one_row() -> None:
     assert len(found) == 4
     assert found[128, 48] is not None
     assert "patch_size" in found[128, 48].cause
+
+
+@pytest.mark.parametrize(
+    ("recipe", "verb", "words"), [("contrastive", "knn", ["a"]), ("ocr", "worst", []), ("vqa", "merge", [])]
+)
+def test_a_verb_on_a_run_of_another_recipe_names_commands_that_exist(
+    recipe: str, verb: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = rigfit.Run.create(plan_of_runs("segmentation"), given={}, out=str(tmp_path), name="other")
+    assert command_line([recipe, verb, str(run.folder), *words]) == 2
+    told = capsys.readouterr().err
+    assert f"is a run of segmentation, not of {recipe}" in told
+    commands = [words.split() for words in re.findall(r"`rigfit ([^`]+)`", told)]
+    assert commands == [["eval", str(run.folder)], ["segmentation", "--help"]]
+    assert command_line(commands[1]) == 0
+    run = rigfit.Run.create(plan_of_runs("mine.py"), given={}, out=str(tmp_path), name="own")
+    with pytest.raises(rigfit.UsageError, match=rf"`rigfit eval {run.folder}` measures it\.$"):
+        rigfit.api.verb("ocr", "worst", run)

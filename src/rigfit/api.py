@@ -25,7 +25,7 @@ from rigfit.planning.plan import BatchLayout, Plan
 from rigfit.planning.show.axes import rows_of
 from rigfit.planning.show.table import PINS, RowPlanner, Table, fill_table
 from rigfit.planning.speed.local_rates import record_factors
-from rigfit.recipes import load_module, load_recipe, needs_run
+from rigfit.recipes import RECIPES, load_module, load_recipe, needs_run
 from rigfit.runs.run import Run
 from rigfit.workload import Recipe, Workload, WorkloadConfig
 from rigfit.yaml12 import read_yaml
@@ -405,10 +405,7 @@ def verb(
     check = getattr(load_module(str(recipe.verbs_module)), "CHECKS", {}).get(verb_name)
     opened = run if isinstance(run, Run) else Run.open(run)
     if opened.plan.recipe != recipe.name:
-        raise UsageError(
-            f"{opened.folder} is a run of {opened.plan.recipe}, not of {recipe_name}.",
-            f"Use `rigfit {opened.plan.recipe} {verb_name} ...`.",
-        )
+        raise UsageError(f"{opened.folder} is a run of {opened.plan.recipe}, not of {recipe_name}.", _instead(opened))
     folder = Path(out) if out else opened.folder / verb_name
     if out:  # not every verb writes, so a run that cannot be written to is no fault by itself
         refuse_unwritable(folder)
@@ -437,6 +434,12 @@ def _verb_on_run(recipe: Recipe, verb_name: str, options: Collection[str]) -> Ca
     if unknown:
         raise UsageError(f"`{verb_name}` has no option `{unknown[0]}`.", f"There are: {', '.join(list(known)[1:])}.")
     return function
+
+
+def _instead(run: Run) -> str:
+    """Return what does something for `run`, whose recipe is not the one whose verb was called: no two share a verb."""
+    recipe, measures = run.plan.recipe, f"`rigfit eval {run.quoted}` measures it"
+    return f"{measures}; `rigfit {recipe} --help` lists what else it can do." if recipe in RECIPES else f"{measures}."
 
 
 def _first_device(rig: str | None) -> torch.device:

@@ -32,6 +32,7 @@ from rigfit.runs.status_line import StatusLine
 from rigfit.runs.step_bar import step_bar
 from rigfit.runs.terminal import page_width
 from rigfit.stopping import stops_cleanly
+from rigfit.training import checkpoint
 from rigfit.training.bitsandbytes import is_installed, require_installed
 from rigfit.workload import RUN_WIDE_KEYS, Recipe, Workload, WorkloadConfig
 
@@ -301,8 +302,8 @@ def _require_here(rig: Rig) -> None:
 
 def ready_to_resume(run: Run, rig: Rig | None, *, quiet: bool) -> Run:
     """Check that the run can go on, move its plan to `rig` where that is another, and say so."""
-    with only_writer(run.folder):
-        pass  # said before the plan is touched; the ranks hold it while they train
+    with only_writer(run.folder):  # the ranks hold it while they train
+        checkpoint.find_newest(run)  # what stands in the way is said before anything is touched
     planned = run.plan
     now = rig or _same_rig(planned.rig)
     if not _is_alike(now, planned.rig):

@@ -53,3 +53,30 @@ def test_a_signal_saves_and_resume_goes_on(
     steps = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in steps if record["kind"] == "train"] == list(range(1, 2001))
     assert run.status.state == "finished"
+
+
+_STOPPED_AT_ITS_END = """
+import os, signal
+from toy_task import Config, build as build_toy, open_data
+
+def build(config):
+    task = build_toy(config)
+    def write_export(folder):
+        if "RANK" in os.environ:
+            os.kill(os.getppid(), signal.SIGTERM)
+        return False
+    task.write_export = write_export
+    return task
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are a Unix thing")
+def test_a_signal_after_the_last_step_leaves_a_run_that_is_finished(tmp_path: Path) -> None:
+    """The rank that exports stops the process that waits for it, as SIGTERM from outside does just then."""
+    (tmp_path / "toy_task.py").write_text(Path(TOY).read_text())
+    (tmp_path / "late_task.py").write_text(_STOPPED_AT_ITS_END)
+    words = ["train", str(tmp_path / "late_task.py"), f"out={tmp_path}", "name=late", "max_steps=2", "--rig", "cpu:1"]
+    done = subprocess.run([sys.executable, "-m", "rigfit.cli", *words], capture_output=True, text=True, timeout=240)
+    assert rigfit.Run.open(tmp_path / "late_task" / "late").status.state == "finished", done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "Stopped" not in done.stderr

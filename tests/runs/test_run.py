@@ -266,3 +266,5 @@ def test_a_run_says_in_words_how_far_it_is_until_it_is_finished(here: Path) -> N
     assert run.unfinished == f"{run.folder} is not finished (interrupted, step 7 of 19)"
     run.set_status("finished", step=19, total_steps=19)
     assert run.unfinished == ""
+    run.set_status("interrupted", step=19, total_steps=19)  # before the export: every step is taken
+    assert run.unfinished == ""

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import rigfit
 from rigfit.cli import run as command_line
+from rigfit.runs import checkpoints
 from rigfit.training.bitsandbytes import is_installed
 
 TOY = str(Path(__file__).parents[1] / "toy_task.py")
@@ -58,6 +59,67 @@ def test_resuming_on_the_same_ranks_gives_the_same_bits(straight: rigfit.Run, tm
     keep = ("step", "samples_seen", "loss", "lr", "grad_norm", "sample_hash")
     assert [[r[k] for k in keep] for r in steps_of(resumed)] == [[r[k] for k in keep] for r in steps_of(straight)]
     assert resumed.status.state == "finished"
+
+
+def test_a_run_whose_best_weights_are_gone_finds_the_best_of_what_comes(straight: rigfit.Run, tmp_path: Path) -> None:
+    run = rewind(straight, tmp_path / "lost", 4)
+    folder = run.checkpoints / "step-00000004"
+    state = json.loads((folder / "state.json").read_text())
+    assert state["progress"]["best_step"] == 3
+    state["progress"]["best"] = -1.0  # a loss that nothing to come can reach
+    (folder / "state.json").write_text(json.dumps(state))
+    checkpoints.write_manifest(folder)
+    shutil.rmtree(run.checkpoints / "step-00000003")
+    rigfit.resume(run, quiet=True)
+    found = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["is_best"]) for r in found if r["kind"] == "validation"][1] == (6, True)
+    assert "the best weights so far (-1) are gone" in (run.folder / "metrics.jsonl").read_text()
+    named = checkpoints.pointed(run.checkpoints, "best")
+    assert named is not None
+    assert named.name in ("step-00000006", "step-00000008")
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("words", [[], ["--rig", "cpu:1"]])
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_as_it_is_and_begins_anew_on_purpose(
+    words: list[str], straight: rigfit.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = rewind(straight, tmp_path / "damaged", 4)
+    for folder in run.checkpoints.glob("step-*"):
+        flip_a_byte(folder / "model.safetensors")
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    assert command_line(["resume", str(run.folder), *words]) == 1
+    told = capsys.readouterr().err
+    assert f"error: The run {run.folder} is damaged: none of its checkpoints can be used" in told
+    assert "step-00000004: model.safetensors has other content than was written" in told
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+    if words:
+        return
+    for folder in run.checkpoints.glob("step-*"):
+        shutil.rmtree(folder)
+    assert command_line(["resume", str(run.folder)]) == 1
+    assert "the folders are gone" in capsys.readouterr().err
+    assert f"or delete that folder, and {run.resume_command} begins at the first step" in told
+    shutil.rmtree(run.checkpoints)
+    assert command_line(["resume", str(run.folder)]) == 0
+    assert [record["step"] for record in steps_of(run)] == list(range(1, 9))
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_told(
+    straight: rigfit.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = rewind(straight, tmp_path / "partly", 4)
+    flip_a_byte(run.checkpoints / "step-00000004" / "model.safetensors")
+    assert command_line(["resume", str(run.folder)]) == 0
+    told = capsys.readouterr().err
+    assert "checkpoint step-00000004 is damaged and passed over: model.safetensors has other content" in told
+    assert "resumed from step-00000003" in told
+    assert run.status.state == "finished"
 
 
 def test_two_then_one_then_two_ranks_keep_order_and_loss(tmp_path: Path) -> None:

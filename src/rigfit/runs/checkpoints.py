@@ -106,11 +106,6 @@ def pointed(root: Path, which: str) -> Path | None:
     return folder if step_of(folder) is not None and folder.is_dir() else None
 
 
-def best_or_last(root: Path) -> Path | None:
-    """Return the best checkpoint, or the last where nothing has been evaluated, or None."""
-    return pointed(root, "best") or pointed(root, "last")
-
-
 def publish(temporary: Path, name: str) -> Path:
     """Give the finished folder `temporary` its name, beside it; return the new path.
 

@@ -144,9 +144,9 @@ class Run:
 
     @property
     def unfinished(self) -> str:
-        """How far the run has come, in words; empty where it is finished."""
+        """How far the run has come, in words; empty where it is finished, or was stopped after its last step."""
         status = self.status
-        if status.state == "finished":
+        if status.state == "finished" or status.step >= status.total_steps:
             return ""
         return f"{self.folder} is not finished ({status.state}, step {status.step} of {status.total_steps})"
 

@@ -39,6 +39,7 @@ class Progress:
         stage_step: Optimizer steps since the stage began.
         samples_seen: Position in the stage's stream.
         best: Best value of the monitored metric so far in this stage, or None before the first evaluation.
+        best_step: Step of the checkpoint that has it; None too where an earlier version of rigfit wrote the checkpoint.
         evaluations_since_best: For early stopping.
     """
 
@@ -47,6 +48,7 @@ class Progress:
     stage_step: int = 0
     samples_seen: int = 0
     best: float | None = None
+    best_step: int | None = None
     evaluations_since_best: int = 0
     stopped_early: bool = False
 
@@ -145,6 +147,97 @@ def read(folder: Path) -> Saved:
     )
 
 
+def last(root: Path) -> Path | None:
+    """Return the newest checkpoint, or None: what `last` names, or a newer one that a save cut short left unnamed."""
+    found = [folder for folder in (checkpoints.pointed(root, "last"), checkpoints.newest_good(root)[0]) if folder]
+    return max(found, key=lambda folder: checkpoints.step_of(folder) or 0, default=None)
+
+
+def best_or_last(root: Path) -> Path | None:
+    """Return the best checkpoint, or the last where nothing has been evaluated, or None.
+
+    That is the one `best` names, unless the newest says of itself that it is the best: its save was cut short then.
+    """
+    newest, _ = checkpoints.newest_good(root)
+    if newest and _best_step(newest) == checkpoints.step_of(newest):
+        return newest
+    return checkpoints.pointed(root, "best") or last(root)
+
+
+def find_newest(run: Run) -> tuple[Path | None, list[str]]:
+    """Return the newest checkpoint that is whole, or None at the very start, and what is wrong with newer ones.
+
+    Only for the one process that writes to the run.
+
+    Raises:
+        RunError: There were checkpoints, and none is whole; nothing has changed.
+    """
+    root = run.checkpoints
+    try:
+        checkpoints.clean_leftovers(root)
+    except OSError as error:
+        raise _not_in_order(run, error) from error
+    found, skipped = checkpoints.newest_good(root)
+    if found is None and (skipped or (root / "last").exists()):
+        why = "; ".join(f"{folder.name}: {reason}" for folder, reason in skipped[:3]) or "the folders are gone"
+        raise RunError(
+            f"The run {run.folder} is damaged: none of its checkpoints can be used ({why}).",
+            f"Put a copy of one back in {root}; or delete that folder, and {run.resume_command} begins at the first "
+            "step, its metrics anew.",
+        )
+    return found, [f"checkpoint {folder.name} is damaged and passed over: {reason}" for folder, reason in skipped]
+
+
+def _not_in_order(run: Run, error: OSError) -> RunError:
+    return RunError(
+        f"The folder {run.checkpoints} cannot be put in order: {error.strerror or error}.",
+        f"Make room on that disk, and see that you may write there; then go on with: {run.resume_command}",
+    )
+
+
+def mend_pointers(run: Run, saved: Saved) -> bool:
+    """Make `last` and `best` name what the checkpoint `saved` says: a save cut short has not, and prune goes by them.
+
+    Returns whether the best weights that it tells of are there; `best` is taken away where they are not.
+
+    Raises:
+        RunError: The disk refuses.
+    """
+    root, progress = run.checkpoints, saved.progress
+    best = _best_of(root, progress)
+    try:
+        _point_anew(root, "last", saved.folder)
+        if best is None:
+            (root / "best").unlink(missing_ok=True)
+        else:
+            _point_anew(root, "best", best)
+    except OSError as error:
+        raise _not_in_order(run, error) from error
+    return progress.best is None or best is not None
+
+
+def _best_of(root: Path, progress: Progress) -> Path | None:
+    """Return the whole checkpoint that is the best as `progress` knows it, or None."""
+    if progress.best is None:
+        return None
+    if progress.best_step is None:
+        named = checkpoints.pointed(root, "best") or checkpoints.pointed(root, f"stage-{progress.stage + 1}")
+    else:
+        named = root / checkpoints.name_of(progress.best_step)
+    return named if named and checkpoints.verify(named, hashes=True) is None else None
+
+
+def _point_anew(root: Path, which: str, folder: Path) -> None:
+    if checkpoints.pointed(root, which) != folder:
+        checkpoints.point(root, which, folder.name)
+
+
+def _best_step(folder: Path) -> int | None:
+    """Return the step of the best checkpoint as the whole one in `folder` knows it."""
+    found: int | None = json.loads((folder / "state.json").read_text(encoding="utf-8"))["progress"].get("best_step")
+    return found
+
+
 def chosen_checkpoint(run: Run, which: str) -> Saved:
     """Return the checkpoint that `best`, `last`, `stage-1` (the best of a stage that is over) or a path names.
 
@@ -152,8 +245,10 @@ def chosen_checkpoint(run: Run, which: str) -> Saved:
         RunError: There is none, or it is not whole.
     """
     if which == "best":
-        found = checkpoints.best_or_last(run.checkpoints)
-    elif which == "last" or which.startswith("stage-"):
+        found = best_or_last(run.checkpoints)
+    elif which == "last":
+        found = last(run.checkpoints)
+    elif which.startswith("stage-"):
         found = checkpoints.pointed(run.checkpoints, which)
     else:
         found = Path(which)
@@ -221,7 +316,7 @@ def _weights_file(source: Path) -> Path:
     if source.is_file():
         return source
     if (source / "checkpoints").is_dir():
-        found = checkpoints.best_or_last(source / "checkpoints")
+        found = best_or_last(source / "checkpoints")
         if found is None:
             raise UsageError(f"The run {source} has no checkpoint yet.", "Train it first, or name another run.")
         return weights_in(found)

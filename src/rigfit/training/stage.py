@@ -268,7 +268,8 @@ class Stage:
         # A metric that is no number must not become the best: nothing compares as better than it afterwards.
         is_best = not math.isnan(value) and (best is None or (value > best if direction == "max" else value < best))
         if is_best:
-            self.progress.best, self.progress.evaluations_since_best = value, 0
+            self.progress.best, self.progress.best_step = value, self.progress.step
+            self.progress.evaluations_since_best = 0
         else:
             self.progress.evaluations_since_best += 1
             patience = self.config.early_stopping_patience

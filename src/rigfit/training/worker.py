@@ -44,10 +44,14 @@ def train(run: Run) -> None:
 def _train(run: Run, world: World) -> None:
     plan = run.plan
     stop = StopRequest()
-    before = Before.of(newest_checkpoint(run, world))
+    saved, damage = newest_checkpoint(run, world)
+    before = Before.of(saved)
     resume_step = before.progress.step if before.saved else None
     log = MetricsLog.open(run.folder, resume_step=resume_step) if world.is_first else None
     try:
+        if log:
+            for text in damage:
+                log.log_event(before.progress.step, text)
         while before.progress.stage < len(plan.stages):
             stage = Stage.build(run, plan, world, before=before, log=log, stop=stop)
             if world.is_first:
@@ -68,7 +72,7 @@ def _train(run: Run, world: World) -> None:
 
 def keep_best_of_stage(run: Run, number: int) -> None:
     """Name the best checkpoint of the stage that is over `stage-1`, `stage-2`, ...; `best` is then the next one's."""
-    best, name = checkpoints.best_or_last(run.checkpoints), f"stage-{number + 1}"
+    best, name = checkpoint.best_or_last(run.checkpoints), f"stage-{number + 1}"
     # A run resumed at the end of a stage comes here again, when `best` may be gone already.
     if best and not checkpoints.pointed(run.checkpoints, name):
         checkpoints.point(run.checkpoints, name, best.name)
@@ -76,17 +80,26 @@ def keep_best_of_stage(run: Run, number: int) -> None:
         (run.checkpoints / "best").unlink(missing_ok=True)
 
 
-def newest_checkpoint(run: Run, world: World) -> Saved | None:
-    """Return the newest checkpoint that is whole, the same on every rank, or None at the very start."""
+def newest_checkpoint(run: Run, world: World) -> tuple[Saved | None, list[str]]:
+    """Return the newest checkpoint that is whole, the same on every rank, and what was damaged; None at the very start.
+
+    Raises:
+        RunError: There were checkpoints, and none is whole.
+    """
     name: str | None = None
+    has_best, damage = True, list[str]()
     if world.is_first:
-        checkpoints.clean_leftovers(run.checkpoints)
-        found, skipped = checkpoints.newest_good(run.checkpoints)
-        for folder, reason in skipped:
-            print(f"checkpoint {folder.name} is damaged ({reason}); falling back", flush=True)
-        name = found.name if found else None
-    name = distributed.broadcast_object(world, name)
-    return checkpoint.read(run.checkpoints / name) if name else None
+        found, damage = checkpoint.find_newest(run)
+        if found:
+            name, has_best = found.name, checkpoint.mend_pointers(run, checkpoint.read(found))
+    name, has_best, damage = distributed.broadcast_object(world, (name, has_best, damage))
+    if name is None:
+        return None, damage
+    saved = checkpoint.read(run.checkpoints / name)
+    if not has_best:  # of what is left and what is to come, the best is yet to be found
+        damage.append(f"the best weights so far ({saved.progress.best:.6g}) are gone; the best is looked for anew")
+        saved.progress.best = saved.progress.best_step = None
+    return saved, damage
 
 
 def failure_file(run: Run, rank: int) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from rigfit.cli import run as command_line
 from rigfit.errors import TrainingError, UsageError
 from rigfit.measuring.paper.build import build_unwritten
 from rigfit.recipes.vqa.config import VqaConfig
@@ -161,6 +162,36 @@ def test_another_models_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UsageError, match="describes a llama"):
         read_architecture(VqaConfig(architecture=str(tmp_path / "config.json")))
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds a list where an object"),
+        ('{"model_type": "qwen2_vl"}', "lacks a usable `vision_config`"),
+        ('{"model_type": "qwen2_vl", "vision_config": {}}', "lacks a usable `text_config.hidden_size`"),
+        ('{"model_type": "qwen2_vl", "vision_config": [1]}', "lacks a usable `vision_config`"),
+        ('{"model_type": "qwen2_vl", "text_config": {}}', "lacks a usable `text_config.hidden_size`"),
+    ],
+)
+def test_a_broken_config_is_a_usage_error_that_names_the_file(
+    text: str, cause: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    words = ["plan", "vqa", f"architecture={path}", "weights=fresh", "letterbox=84", "--rig", "1x t4"]
+    assert command_line(words) == 2
+    told = capsys.readouterr().err
+    assert f"{path} {cause}" in told
+    assert "Name one of qwen2-vl-7b, small" in told
+
+
+def test_a_broken_picture_processor_is_told_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "preprocessor_config.json").write_text("[]")
+    with pytest.raises(UsageError, match=r"preprocessor_config\.json holds a list"):
+        require_weights(VqaConfig(weights=str(tmp_path)))
 
 
 def test_four_bits_need_bitsandbytes_which_is_told_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ SHIPPED = ("qwen2-vl-7b", "small")
 _FRESH_WAY = (
     "or train a small model from nothing: weights=fresh architecture=small letterbox=84 (what data=sample does)"
 )
+_ANOTHER_CONFIG = f"Name one of {', '.join(SHIPPED)}, or the config.json of a Qwen2-VL."
 
 
 def find_source(name: str) -> Path:
@@ -49,7 +50,7 @@ def require_weights(config: VqaConfig) -> None:
         raise UsageError(f"The folder {folder} holds no .safetensors.", f"Put the weights there, {_FRESH_WAY}.")
     described = folder / "preprocessor_config.json"
     if described.is_file():
-        values = json.loads(described.read_text(encoding="utf-8"))
+        values = _read_values(described, "Put the file of the published weights in its place.")
         found = values.get("patch_size", 14), values.get("merge_size", 2), values.get("temporal_patch_size", 2)
         if found != (14, 2, 2):
             raise UsageError(
@@ -67,7 +68,7 @@ def read_architecture(config: VqaConfig) -> dict[str, Any]:
     name = config.architecture_name
     if name in SHIPPED:
         text = resources.files(__package__).joinpath("architectures", f"{name}.json").read_text(encoding="utf-8")
-        where = name
+        values, where = json.loads(text), name
     else:
         path = Path(name).expanduser()
         path = path if path.suffix == ".json" else find_source(name) / "config.json"
@@ -75,14 +76,55 @@ def read_architecture(config: VqaConfig) -> dict[str, Any]:
             raise UsageError(
                 f"There is no architecture {path}.", f"Name one of {', '.join(SHIPPED)}, or the path of a config.json."
             )
-        text, where = path.read_text(encoding="utf-8"), str(path)
-    values: dict[str, Any] = json.loads(text)
+        values, where = _read_values(path, _ANOTHER_CONFIG), str(path)
     if values.get("model_type") != "qwen2_vl":
         raise UsageError(
-            f"{where} describes a {values.get('model_type')}, and this recipe trains qwen2_vl.",
-            f"Name one of {', '.join(SHIPPED)}, or the config.json of a Qwen2-VL.",
+            f"{where} describes a {values.get('model_type')}, and this recipe trains qwen2_vl.", _ANOTHER_CONFIG
         )
-    return _resize(_as_nested(values), config)
+    try:
+        nested = _as_nested(values)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise _incomplete(where, "vision_config") from None
+    _require_sizes(nested, where)
+    return _resize(nested, config)
+
+
+def _read_values(path: Path, remedy: str) -> dict[str, Any]:
+    """Return the JSON object in `path`.
+
+    Raises:
+        UsageError: It cannot be read as one.
+    """
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.", remedy) from None
+    except ValueError as error:  # text that is not UTF-8 among them
+        raise UsageError(f"{path} is not JSON: {error}.", remedy) from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} holds a {type(values).__name__} where an object {{...}} belongs.", remedy)
+    return values
+
+
+def _require_sizes(values: dict[str, Any], where: str) -> None:
+    """Refuse an architecture that lacks what `_resize` reads, or has something else there than a number."""
+    needed = {
+        "text_config": ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size"),
+        "vision_config": ("embed_dim", "num_heads"),
+    }
+    for part, sizes in needed.items():
+        if not isinstance(values.get(part), dict):
+            raise _incomplete(where, part)
+        for size in sizes:
+            found = values[part].get(size)
+            if not isinstance(found, int) or found < 1:
+                raise _incomplete(where, f"{part}.{size}")
+    if not isinstance(values["text_config"].get("rope_parameters"), dict):
+        raise _incomplete(where, "text_config.rope_parameters")
+
+
+def _incomplete(where: str, key: str) -> UsageError:
+    return UsageError(f"{where} lacks a usable `{key}`, which the model is built from.", _ANOTHER_CONFIG)
 
 
 def _as_nested(values: dict[str, Any]) -> dict[str, Any]:
