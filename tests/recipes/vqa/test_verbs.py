@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,23 @@ def test_a_few_questions_are_learned_by_heart_and_too_few_steps_do_not_pass(tmp_
 def test_a_letterbox_that_does_not_fit_is_told_by_verbs_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="use 756"):
         verbs.preview("sample", letterbox=768)
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "value"),
+    [
+        (verbs.preview, "num_samples", 0),
+        (verbs.sanity, "num_samples", 0),
+        (verbs.sanity, "num_steps", 0),
+        (verbs.sanity, "lr", float("nan")),
+        (verbs.sanity, "lr", 0.0),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_questions_are_read(
+    verb: Callable[..., str], option: str, value: float
+) -> None:
+    with pytest.raises(UsageError, match=f"{option} is {value}; this needs"):
+        verb("no such file", **{option: value})
 
 
 def test_questions_are_counted_and_previewed_without_torch(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rigfit.errors import DataError, TrainingError, UsageError
+from rigfit.limits import require_above_zero, require_at_least
 from rigfit.recipes.vqa.config import SAMPLE_NAME, VqaConfig
 from rigfit.recipes.vqa.data import describe, open_data, prepare_data
 from rigfit.recipes.vqa.preview import Piece, pieces, to_html, to_terminal
@@ -93,6 +94,7 @@ def preview(
         tokenizer: Folder with tokenizer.json; one is trained on the data's texts when absent.
         letterbox: Side of the square that pictures are fitted into, pixels, a multiple of 28; 84 when absent.
     """
+    require_at_least(1, num_samples=num_samples)
     config = _config(data, image_root=image_root, tokenizer=tokenizer, letterbox=letterbox)
     with tempfile.TemporaryDirectory() as folder:
         splits = _open(config, Path(folder))
@@ -159,6 +161,8 @@ def sanity(
         num_steps: Optimizer steps; each is over all of them.
         lr: Learning rate.
     """
+    require_at_least(1, num_samples=num_samples, num_steps=num_steps)
+    require_above_zero(lr=lr)
     import torch
 
     from rigfit.recipes.vqa.overfit import overfit
