@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import rigfit
-from rigfit.errors import RunError, UsageError
+from rigfit.errors import DataError, RunError, UsageError
 from rigfit.recipes.contrastive import verbs
 from rigfit.training.trained import open_trained
 from tests.recipes.contrastive.toy import SIZES, write_classes, write_masks
@@ -125,6 +125,37 @@ def test_a_probe_of_masks_leaves_the_backbone_as_it_is_and_beats_a_constant(run:
     for name in ("backbone.bn1.running_mean", "backbone.layer4.0.conv2.weight"):
         assert not torch.equal(tuned[name], before[f"encoder.{name}"])  # trained whole, statistics and all
     assert all(torch.equal(before[name], value) for name, value in trained.task.state_dict().items())
+
+
+def test_copies_of_test_pictures_and_what_cannot_be_read_are_left_out_and_told(run: rigfit.Run, tmp_path: Path) -> None:
+    """Copies in train/ were counted as test pictures, and one empty file ended the verb."""
+    trained, root = opened(run), write_classes(tmp_path / "pictures", sides=("train", "test"))
+    tested = sorted((root / "test").rglob("*.png"))[0]
+    for number in range(10):
+        shutil.copy(tested, root / "train" / tested.parent.name / f"copy{number}.png")
+    (root / "test" / tested.parent.name / "broken.png").write_bytes(b"")
+    for verb in (verbs.knn, verbs.probe):
+        said = verb(trained, str(root), out=tmp_path / verb.__name__)
+        assert "24 pictures to learn from, 24 to test on" in said
+        assert "left out: 10 training pictures that the test set holds too" in said
+        assert f"left out: 1 picture that cannot be read, such as test/{tested.parent.name}/broken.png" in said
+    for name in ("b1", "b2", "b3"):
+        (root / "test" / tested.parent.name / f"{name}.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"4 of 62 pictures in .* cannot be read") as caught:
+        verbs.knn(trained, str(root), out=tmp_path / "knn")
+    assert caught.value.remedy == "Mend or remove them."
+
+
+def test_a_picture_or_mask_that_cannot_be_read_is_left_out_of_tuning(run: rigfit.Run, tmp_path: Path) -> None:
+    trained, masked = opened(run), write_masks(tmp_path / "masked", count=42)
+    (masked / "images" / "3.png").write_bytes(b"")
+    (masked / "masks" / "8.png").write_bytes(b"")
+    for verb in (verbs.probe, verbs.finetune):
+        said = verb(trained, str(masked), out=tmp_path / verb.__name__, epochs=1)
+        counts = [int(word) for word in said.splitlines()[1].split() if word.isdigit()]
+        assert sum(counts) == 40
+        assert "left out: 1 picture that cannot be read, such as images/3.png" in said
+        assert "left out: 1 picture with a mask that cannot be read, such as masks/8.png" in said
 
 
 @pytest.mark.parametrize(

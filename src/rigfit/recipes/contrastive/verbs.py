@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rigfit.errors import UsageError
 from rigfit.folders import ResultFolder, open_results
 from rigfit.limits import require_above_zero, require_at_least
 from rigfit.recipes.contrastive.config import SAMPLE_NAME
@@ -100,10 +99,12 @@ def _probe_masks(
     lr: float,
     img_size: int | None,
 ) -> str:
+    from rigfit.recipes.contrastive.downstream import with_masks
     from rigfit.recipes.contrastive.masks import threshold_of
     from rigfit.recipes.contrastive.segment import fit_probe, probe_iou
+    from rigfit.recipes.contrastive.task import contrastive
 
-    measured = _masked(measured)
+    measured = with_masks(measured, contrastive(trained.task).config.max_bad_fraction)
     threshold = threshold_of(measured.train)
     found = {}
     for name, task in tasks.items():
@@ -146,14 +147,14 @@ def finetune(
     results = _check("finetune", trained.folder, folder, out=out, **numbers)
     from safetensors.torch import save_file
 
-    from rigfit.recipes.contrastive.downstream import fresh_task, open_measured
+    from rigfit.recipes.contrastive.downstream import fresh_task, open_measured, with_masks
     from rigfit.recipes.contrastive.masks import threshold_of
     from rigfit.recipes.contrastive.segment import fit_unet, unet_iou
     from rigfit.recipes.contrastive.task import contrastive
 
-    measured = _masked(open_measured(trained, folder))
-    threshold = threshold_of(measured.train)
     ours = contrastive(trained.task)
+    measured = with_masks(open_measured(trained, folder), ours.config.max_bad_fraction)
+    threshold = threshold_of(measured.train)
     tasks = {"pretrained": ours} | ({"fresh weights": fresh_task(trained)} if from_scratch else {})
     shown: dict[str, Any] = {"size": crop or ours.config.img_size, "threshold": threshold, "device": trained.device}
     found = {}
@@ -177,25 +178,6 @@ def finetune(
     return _told(f"fine-tuned mean IoU (foreground above {threshold})", found, measured, results, "finetune")
 
 
-def _masked(measured: Measured) -> Measured:
-    """Return the pictures that have masks.
-
-    Raises:
-        UsageError: One part has none.
-    """
-    from dataclasses import replace
-
-    from rigfit.recipes.contrastive.downstream import with_masks
-
-    kept = replace(measured, train=with_masks(measured.train), test=with_masks(measured.test))
-    if not len(kept.train) or not len(kept.test):
-        raise UsageError(
-            "These pictures have neither classes nor masks.",
-            "Give <class>/ folders, or images/ and masks/ with files of the same names.",
-        )
-    return kept
-
-
 def _constant(measured: Measured, threshold: int) -> dict[str, float]:
     from rigfit.recipes.contrastive.masks import constant_iou, foreground
 
@@ -210,16 +192,24 @@ def _told(
     what: str, found: dict[str, float], measured: Measured, results: ResultFolder, name: str, **settings: Any
 ) -> str:
     """Write what was found as JSON, and return it in words."""
-    sizes = {"num_train": len(measured.train), "num_test": len(measured.test), "test": measured.origin}
+    sizes = {
+        "num_train": len(measured.train),
+        "num_test": len(measured.test),
+        "test": measured.origin,
+        "facts": measured.facts,
+    }
     written = json.dumps({"measure": what, "found": found, **sizes, **settings}, indent=2) + "\n"
     with results.new_file(f"{name}.json") as path:
         path.write_text(written, encoding="utf-8")
     first, *others = found.items()
     beside = ", ".join(f"{key} {value:.4f}" for key, value in others)
-    return (
-        f"{what} {first[1]:.4f} ({beside})\n"
-        f"{len(measured.train)} pictures to learn from, {len(measured.test)} to test on: {measured.origin}\n"
-        f"{results.path / f'{name}.json'}"
+    return "\n".join(
+        [
+            f"{what} {first[1]:.4f} ({beside})",
+            f"{len(measured.train)} pictures to learn from, {len(measured.test)} to test on: {measured.origin}",
+            *measured.facts,
+            str(results.path / f"{name}.json"),
+        ]
     )
 
 
