@@ -25,6 +25,11 @@ def fill(path: Path, files: dict[str, str], command: str = "rigfit x /in") -> No
             part.write_text(text, encoding="utf-8")
 
 
+def fill_plainly(path: Path, *names: str) -> None:
+    for name in names:
+        (path / name).write_text("new", encoding="utf-8")
+
+
 def contents(path: Path) -> dict[str, str]:
     files = [file for file in path.rglob("*") if file.is_file() and file.name != RECORD]
     return {file.relative_to(path).as_posix(): file.read_text(encoding="utf-8") for file in files}
@@ -37,6 +42,26 @@ def test_the_same_command_replaces_its_results_and_leaves_none_of_the_former(tmp
     fill(out, {"one.txt": "new", "three.txt": "3"})
     assert contents(out) == {"one.txt": "new", "three.txt": "3", "mine.txt": "mine"}
     assert sorted(path.name for path in out.iterdir()) == [RECORD, "mine.txt", "one.txt", "three.txt"]
+
+
+def test_files_written_together_become_results_together_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for text in ("1", "2"):
+        with opened(out).new_files() as aside:
+            (aside / "sub").mkdir()
+            for name in ("one.txt", "sub/two.txt"):
+                (aside / name).write_text(text, encoding="utf-8")
+        assert contents(out) == {"one.txt": text, "sub/two.txt": text}
+    assert sorted(path.name for path in out.iterdir()) == [RECORD, "one.txt", "sub"]
+    (out / "mine.txt").write_text("mine", encoding="utf-8")
+    taken = pytest.raises(UsageError, match=r"mine\.txt is there and not a result of")
+    with taken, opened(out).new_files() as aside:
+        fill_plainly(aside, "another.txt", "mine.txt")
+    assert contents(out) == {"mine.txt": "mine"}
+    fill(tmp_path / "changed", {"one.txt": "1"})
+    (tmp_path / "changed" / "one.txt").write_text("mine now", encoding="utf-8")
+    with pytest.raises(UsageError, match="was changed after"), opened(tmp_path / "changed").new_files():
+        pass
 
 
 def test_nothing_is_made_or_removed_before_the_first_result(tmp_path: Path) -> None:

@@ -124,6 +124,34 @@ class ResultFolder:
             if self._has_begun:
                 part.unlink(missing_ok=True)
 
+    @contextmanager
+    def new_files(self) -> Iterator[Path]:
+        """Give an empty folder to write to; where the block ends well, its files become results of the same names.
+
+        Raises:
+            UsageError: There is a file of such a name that the command did not write.
+            RunError: The disk refuses.
+        """
+        aside = self.path / _PART
+        try:
+            self._begin()
+            shutil.rmtree(aside, ignore_errors=True)  # what a kill left
+            aside.mkdir()
+            yield aside
+            names = sorted(path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file())
+            self.require_free(names)
+            with (self.path / RECORD).open("a", encoding="utf-8") as record:
+                record.writelines(json.dumps({"file": name, "sha256": _digest(aside / name)}) + "\n" for name in names)
+            for name in names:
+                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+                (aside / name).rename(self.path / name)
+        except OSError as error:
+            cause = f"{self.path} cannot be written: {error.strerror or error}."
+            raise RunError(cause, f"Make room, or give another folder as {self.given_as}.") from error
+        finally:
+            if self._has_begun:
+                shutil.rmtree(aside, ignore_errors=True)
+
     def require_free(self, names: Iterable[str]) -> None:
         """Refuse names that other files have; said before the first file, no former result is lost by it.
 

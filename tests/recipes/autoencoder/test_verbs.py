@@ -193,6 +193,8 @@ def test_another_seed_draws_other_pictures(trained: Trained, tmp_path: Path) -> 
         (verbs.cluster, {"num_clusters": 13}, "12 tiles cannot form 13 clusters", "2 to 12", {"num_clusters": 2}),
         (verbs.cluster, {"num_clusters": 1}, "cannot form 1 cluster", "2 to 12", {"num_clusters": 12}),
         (verbs.reconstruct, {"num_samples": 0}, "num_samples is 0", "1 or more", {"num_samples": 1}),
+        (verbs.generate, {"seed": -1}, "seed is -1", "0 or more", {"seed": 0}),
+        (verbs.cluster, {"seed": -1}, "seed is -1", "0 or more", {"num_clusters": 2}),
         (verbs.generate, {"num_samples": 0}, "num_samples is 0", "1 or more", {"num_samples": 1}),
         (verbs.interpolate, {"first": "0", "last": "99"}, "no tile 99", "0 to 11", {"first": "0", "last": "11"}),
         (

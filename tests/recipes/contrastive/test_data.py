@@ -47,12 +47,15 @@ def test_a_test_folder_is_never_trained_on(tmp_path: Path) -> None:
     root = write_classes(tmp_path / "pictures", sides=("train", "test"))
     (copied,) = sorted((root / "test" / CLASSES[0]).glob("0.png"))
     shutil.copy(copied, root / "train" / CLASSES[0] / "copy.png")  # the same picture on both sides: a test picture
-    opened(root, tmp_path / "data")
+    told = opened(root, tmp_path / "data").facts
+    assert "left out: 1 training picture that the test set holds too" in told
+    assert not any("are copies of others" in fact for fact in told)
     index = read_index(tmp_path / "data")
     by_split = {split: {index.rows[n].path for n in index.numbers(split)} for split in ("train", "validation", "test")}
     assert all(path.startswith("train/") for path in by_split["train"] | by_split["validation"])
-    assert f"train/{CLASSES[0]}/copy.png" in by_split["test"]
-    assert len(by_split["test"]) == 25
+    assert all(path.startswith("test/") for path in by_split["test"])
+    assert len(by_split["test"]) == 24
+    assert sum(map(len, by_split.values())) == 48
     assert not by_split["train"] & by_split["validation"]
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import rigfit
-from rigfit.errors import RunError
+from rigfit.errors import DataError, RunError, UsageError
 from rigfit.recipes.contrastive import verbs
 from rigfit.training.trained import open_trained
 from tests.recipes.contrastive.toy import SIZES, write_classes, write_masks
@@ -93,15 +93,19 @@ def test_neighbours_and_a_linear_probe_are_measured_on_pictures_that_pretraining
 ) -> None:
     trained = opened(run)
     for verb, what in ((verbs.knn, "knn top-1"), (verbs.probe, "linear top-1")):
-        said = verb(trained, str(pictures), out=tmp_path)
+        said = verb(trained, str(pictures), out=tmp_path / verb.__name__)
         assert said.startswith(what)
         assert "fresh weights" in said
         assert "pixels" in said
         assert "27 pictures to learn from, 3 to test on: the run's own validation pictures" in said
-    assert set(json.loads((tmp_path / "knn.json").read_text())["found"]) == {"pretrained", "fresh weights", "pixels"}
+    assert set(json.loads((tmp_path / "knn" / "knn.json").read_text())["found"]) == {
+        "pretrained",
+        "fresh weights",
+        "pixels",
+    }
     other = write_classes(tmp_path / "other", sides=("train", "test"))
     assert "24 pictures to learn from, 24 to test on: the folder's own test pictures" in verbs.probe(
-        trained, str(other), out=tmp_path
+        trained, str(other), out=tmp_path / "other-probe"
     )
 
 
@@ -110,16 +114,105 @@ def test_a_probe_of_masks_leaves_the_backbone_as_it_is_and_beats_a_constant(run:
     trained = opened(run)
     before = {name: value.clone() for name, value in trained.task.state_dict().items()}
     masked = write_masks(tmp_path / "masked")
-    said = verbs.probe(trained, str(masked), out=tmp_path, epochs=3)
+    said = verbs.probe(trained, str(masked), out=tmp_path / "probe", epochs=3)
     assert said.startswith("linear mean IoU (foreground above 127)")
     assert all(torch.equal(before[name], value) for name, value in trained.task.state_dict().items())
-    said = verbs.finetune(trained, str(masked), out=tmp_path, epochs=12, batch=4, lr=0.05, from_scratch=True)
-    found = json.loads((tmp_path / "finetune.json").read_text())["found"]
+    out = tmp_path / "tuned"
+    said = verbs.finetune(trained, str(masked), out=out, epochs=12, batch=4, lr=0.05, from_scratch=True)
+    found = json.loads((out / "finetune.json").read_text())["found"]
     assert found["pretrained"] > max(found["all background"], found["all foreground"])
-    tuned = load_file(tmp_path / "unet.safetensors")
+    tuned = load_file(out / "unet.safetensors")
     for name in ("backbone.bn1.running_mean", "backbone.layer4.0.conv2.weight"):
         assert not torch.equal(tuned[name], before[f"encoder.{name}"])  # trained whole, statistics and all
     assert all(torch.equal(before[name], value) for name, value in trained.task.state_dict().items())
+
+
+def test_copies_of_test_pictures_and_what_cannot_be_read_are_left_out_and_told(run: rigfit.Run, tmp_path: Path) -> None:
+    """Copies in train/ were counted as test pictures, and one empty file ended the verb."""
+    trained, root = opened(run), write_classes(tmp_path / "pictures", sides=("train", "test"))
+    tested = sorted((root / "test").rglob("*.png"))[0]
+    for number in range(10):
+        shutil.copy(tested, root / "train" / tested.parent.name / f"copy{number}.png")
+    (root / "test" / tested.parent.name / "broken.png").write_bytes(b"")
+    for verb in (verbs.knn, verbs.probe):
+        said = verb(trained, str(root), out=tmp_path / verb.__name__)
+        assert "24 pictures to learn from, 24 to test on" in said
+        assert "left out: 10 training pictures that the test set holds too" in said
+        assert f"left out: 1 picture that cannot be read, such as test/{tested.parent.name}/broken.png" in said
+    for name in ("b1", "b2", "b3"):
+        (root / "test" / tested.parent.name / f"{name}.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"4 of 62 pictures in .* cannot be read") as caught:
+        verbs.knn(trained, str(root), out=tmp_path / "knn")
+    assert caught.value.remedy == "Mend or remove them."
+
+
+def test_a_picture_or_mask_that_cannot_be_read_is_left_out_of_tuning(run: rigfit.Run, tmp_path: Path) -> None:
+    trained, masked = opened(run), write_masks(tmp_path / "masked", count=42)
+    (masked / "images" / "3.png").write_bytes(b"")
+    (masked / "masks" / "8.png").write_bytes(b"")
+    for verb in (verbs.probe, verbs.finetune):
+        said = verb(trained, str(masked), out=tmp_path / verb.__name__, epochs=1)
+        counts = [int(word) for word in said.splitlines()[1].split() if word.isdigit()]
+        assert sum(counts) == 40
+        assert "left out: 1 picture that cannot be read, such as images/3.png" in said
+        assert "left out: 1 picture with a mask that cannot be read, such as masks/8.png" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("knn", ["knn.json"]), ("probe", ["probe.json"]), ("finetune", ["finetune.json", "unet.safetensors"])],
+)
+def test_a_verb_writes_over_nothing_but_its_own_results_of_the_same_pictures(
+    run: rigfit.Run, tmp_path: Path, name: str, files: list[str]
+) -> None:
+    kind = write_classes if name == "knn" else write_masks
+    mine, ours = tmp_path / "mine", tmp_path / "ours"
+    data, other = str(kind(tmp_path / "data")), str(kind(tmp_path / "other"))
+
+    def call(folder: str, out: Path) -> str:
+        return rigfit.api.verb("contrastive", name, run, folder=folder, out=str(out), rig="cpu", **options)
+
+    options = {} if name == "knn" else {"epochs": 1}
+    mine.mkdir()
+    for file in files:
+        (mine / file).write_text("mine", encoding="utf-8")
+    with pytest.raises(UsageError, match="holds files that are not rigfit's, such as") as caught:
+        call(data, mine)
+    assert "another folder as --out" in caught.value.remedy
+    assert {path.name: path.read_text(encoding="utf-8") for path in mine.iterdir()} == dict.fromkeys(files, "mine")
+    call(data, ours)
+    with pytest.raises(UsageError, match=f"holds the results of `rigfit contrastive {name} .*/data`"):
+        call(other, ours)
+    (ours / files[-1]).unlink()
+    (ours / files[-1]).mkdir()  # an IsADirectoryError, after all the computing
+    with pytest.raises(UsageError, match="was changed after"):
+        call(data, ours)
+    (ours / files[-1]).rmdir()
+    call(data, ours)
+    assert set(files) == {path.name for path in ours.iterdir() if not path.name.startswith(".")}
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("knn", "neighbours", 0),
+        ("knn", "neighbours", -3),
+        ("probe", "epochs", 0),
+        ("probe", "lr", float("nan")),
+        ("probe", "img_size", 0),
+        ("finetune", "epochs", 0),
+        ("finetune", "batch", 0),
+        ("finetune", "crop", 1),
+        ("finetune", "lr", float("inf")),
+        ("finetune", "weight_decay", -1.0),
+        ("finetune", "seed", -1),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_pictures_are_looked_at(
+    run: rigfit.Run, tmp_path: Path, name: str, option: str, value: float
+) -> None:
+    with pytest.raises(UsageError, match=f"{option} is {value}; this needs"):
+        rigfit.api.verb("contrastive", name, run, folder="no such folder", out=str(tmp_path), **{option: value})
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(run: rigfit.Run, pictures: Path, tmp_path: Path) -> None:

@@ -379,6 +379,10 @@ def test_what_cannot_be_read_is_refused_with_a_way_out(trained: Trained, tmp_pat
         verbs.transcribe(trained, tmp_path, out=tmp_path / "out")
     with pytest.raises(UsageError, match="micro_batch_size is 0"):
         verbs.transcribe(trained, tmp_path, out=tmp_path / "out", micro_batch_size=0)
+    with pytest.raises(UsageError, match="num_samples is -1"):
+        verbs.worst(trained, out=tmp_path / "out", num_samples=-1)
+    with pytest.raises(UsageError, match="min_width is -1"):
+        verbs.lines(tmp_path, tmp_path / "out", min_width=-1)
     (tmp_path / "scan").mkdir()
     path = write_page(tmp_path / "scan", PAGE_XML)
     with pytest.raises(UsageError, match=r"holds files that are not rigfit's, such as scan\.png") as caught:

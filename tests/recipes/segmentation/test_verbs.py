@@ -79,7 +79,7 @@ def test_looking_at_a_mirrored_picture_gives_the_mirrored_mask(trained: Trained)
     assert Views(flips=False, scales=(0.75, 1.0, 1.25)).sizes(352) == [256, 352, 448]
 
 
-@pytest.mark.parametrize("text", ["", "1,x", "0", "-1", "1,99"])
+@pytest.mark.parametrize("text", ["", "1,x", "0", "-1", "1,99", "nan", "1,nan"])
 def test_scales_that_are_none_are_refused_with_some_that_work(text: str) -> None:
     with pytest.raises(UsageError, match="scales is") as caught:
         read_scales(text)

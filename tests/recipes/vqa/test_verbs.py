@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,32 @@ def test_a_question_that_is_no_utf_8_is_refused(trained: Trained, tmp_path: Path
     """The command line hands over such bytes as halves of characters."""
     with pytest.raises(UsageError, match="no text in UTF-8"):
         verbs.answer(trained, str(tmp_path / "any.png"), "How \udcff many?", out=tmp_path)
+
+
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_an_empty_question_is_refused(trained: Trained, tmp_path: Path, question: str) -> None:
+    with pytest.raises(UsageError, match="The question is empty"):
+        verbs.answer(trained, str(tmp_path / "any.png"), question, out=tmp_path)
+    with pytest.raises(UsageError, match="The question is empty"):  # as the command calls it, before the model is there
+        verbs.CHECKS["answer"](tmp_path, image="any.png", question=question, out=tmp_path, question_type=None)
+
+
+def test_a_question_longer_than_any_that_was_trained_on_is_refused(trained: Trained, tmp_path: Path) -> None:
+    """As rows are: `max_text_tokens` counts the words around it and an answer, of two tokens with its end."""
+    splits: Any = trained.splits
+    config: Any = trained.config
+    image = str(next((trained.folder / "questions" / "images").iterdir()))
+    chat = splits.train.chat
+    around = len(chat.prompt("")) - config.num_image_tokens + 2
+    room = config.max_text_tokens - around
+    fits = "0" * room
+    assert len(chat.encode(fits)) == room  # digits stand alone
+    assert isinstance(verbs.answer(trained, image, fits, out=tmp_path), str)
+    with pytest.raises(
+        UsageError, match=rf"takes {room + 1} tokens(.|\n)*{config.max_text_tokens + 1}, more"
+    ) as caught:
+        verbs.answer(trained, image, fits + "0", out=tmp_path)
+    assert f"at most {room} tokens, or train with max_text_tokens={config.max_text_tokens + 1}" in caught.value.remedy
 
 
 def test_a_type_that_does_not_exist_is_told_with_those_that_do(trained: Trained, tmp_path: Path) -> None:
@@ -80,6 +107,7 @@ def test_merged_weights_answer_as_the_adapters_did(tmp_path: Path, capsys: pytes
     trained = Trained(config=config, task=task, splits=splits, folder=tmp_path, device=torch.device("cpu"))
     were_on = is_progress_bar_enabled()
     assert "adapters added in" in verbs.merge(trained, out=tmp_path / "merged")
+    assert (tmp_path / "merged" / "tokenizer.json").is_file()
     assert "loaded" in load_base(build_model(config), str(tmp_path / "merged"))
     assert "%|" not in capsys.readouterr().err  # no bars of transformers, neither of saving nor of loading
     assert is_progress_bar_enabled() == were_on
@@ -90,6 +118,18 @@ def test_merged_weights_answer_as_the_adapters_did(tmp_path: Path, capsys: pytes
     assert image.shape[-1] == config.image_size
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "other.txt"])
+def test_merging_writes_over_no_file_of_a_person(trained: Trained, tmp_path: Path, name: str) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(UsageError, match=f"holds files that are not rigfit's, such as {name}") as caught:
+        verbs.CHECKS["merge"](trained.folder, out=tmp_path / "base")
+    assert "another folder as --out" in caught.value.remedy
+    with pytest.raises(UsageError, match="holds files that are not rigfit's"):
+        verbs.merge(trained, out=tmp_path / "base")
+    assert [path.read_text(encoding="utf-8") for path in (tmp_path / "base").iterdir()] == ["mine"]
+
+
 def test_the_preview_brackets_the_answer_and_its_end_alone(tmp_path: Path) -> None:
     write_questions(tmp_path / "questions")
     page = tmp_path / "page.html"
@@ -98,6 +138,26 @@ def test_the_preview_brackets_the_answer_and_its_end_alone(tmp_path: Path) -> No
     assert "<|image_pad|> x 4" in said
     assert "\x1b" not in said  # no colour where nobody sees it
     assert page.read_text().count('class="learned"') == said.count("[") - 1
+
+
+def test_a_page_takes_the_place_of_a_page_and_of_nothing_else(tmp_path: Path) -> None:
+    data = write_questions(tmp_path / "questions")
+    before = data.read_bytes()
+    (tmp_path / "folder").mkdir()
+    for page, why in (
+        (data, "a file that is no page of this command"),
+        (tmp_path / "folder", "it is a folder"),
+        (data / "page.html", "is no folder"),
+    ):
+        with pytest.raises(UsageError, match=why) as caught:
+            verbs.preview("no such data, which would be told later", page=str(page))
+        assert "another file with --page" in caught.value.remedy
+    assert data.read_bytes() == before
+    page = tmp_path / "new" / "folder" / "page.html"
+    verbs.preview(str(data), num_samples=1, page=str(page), letterbox=56)
+    verbs.preview(str(data), num_samples=2, page=str(page), letterbox=56)
+    assert page.read_text(encoding="utf-8").count("<p><span") == 2
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]
 
 
 def test_statistics_say_how_far_the_most_common_answer_gets(tmp_path: Path) -> None:
@@ -158,6 +218,23 @@ def test_a_few_questions_are_learned_by_heart_and_too_few_steps_do_not_pass(tmp_
 def test_a_letterbox_that_does_not_fit_is_told_by_verbs_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="use 756"):
         verbs.preview("sample", letterbox=768)
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "value"),
+    [
+        (verbs.preview, "num_samples", 0),
+        (verbs.sanity, "num_samples", 0),
+        (verbs.sanity, "num_steps", 0),
+        (verbs.sanity, "lr", float("nan")),
+        (verbs.sanity, "lr", 0.0),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_questions_are_read(
+    verb: Callable[..., str], option: str, value: float
+) -> None:
+    with pytest.raises(UsageError, match=f"{option} is {value}; this needs"):
+        verb("no such file", **{option: value})
 
 
 def test_questions_are_counted_and_previewed_without_torch(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rigfit.errors import UsageError
 from rigfit.folders import writable_folder
+from rigfit.limits import require_at_least
 from rigfit.recipes.autoencoder.gallery import Panel, Row, draw_rows, draw_scatter, wrap, write_gif
 from rigfit.recipes.autoencoder.latents import (
     Latents,
@@ -45,7 +46,7 @@ def reconstruct(trained: Trained, *, out: Path, num_samples: int = 12, split: Sp
         num_samples: Tiles drawn, evenly spread over the split.
         split: Which tiles: `validation` (held out), `train` or `all`.
     """
-    _at_least("num_samples", num_samples, 1)
+    require_at_least(1, num_samples=num_samples)
     tiles = Tiles(trained, split)
     task = autoencoder(trained)
     measured = _measure(trained, tiles, task)
@@ -93,7 +94,7 @@ def similar(trained: Trained, *, out: Path, query: str, num_similar: int = 11) -
         query: A tile's index in `latents.csv`, or the path of a picture.
         num_similar: Tiles drawn; the query itself is never among them.
     """
-    _at_least("num_similar", num_similar, 1)
+    require_at_least(1, num_similar=num_similar)
     tiles = Tiles(trained, "all", at_least=2)
     picture, own, name = read_query(trained, tiles, query)
     found = encode_all(trained, tiles)
@@ -121,6 +122,7 @@ def cluster(trained: Trained, *, out: Path, num_clusters: int = 8, seed: int = 0
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
+    require_at_least(0, seed=seed)
     tiles = Tiles(trained, "all", at_least=2)
     if not 2 <= num_clusters <= len(tiles):
         raise UsageError(
@@ -156,7 +158,7 @@ def interpolate(trained: Trained, *, out: Path, first: str, last: str, num_steps
         last: The same for the other end.
         num_steps: Pictures on the way, both ends included.
     """
-    _at_least("num_steps", num_steps, 2)
+    require_at_least(2, num_steps=num_steps)
     tiles = Tiles(trained, "all")
     (start, _, start_name), (end, _, end_name) = (read_query(trained, tiles, query) for query in (first, last))
     ends = _encode(trained, start), _encode(trained, end)
@@ -188,7 +190,8 @@ def generate(trained: Trained, *, out: Path, method: Method = "gaussian", num_sa
         num_samples: Pictures drawn.
         seed: Decides what is drawn.
     """
-    _at_least("num_samples", num_samples, 1)
+    require_at_least(1, num_samples=num_samples)
+    require_at_least(0, seed=seed)
     tiles = Tiles(trained, "all", at_least=2)
     found = encode_all(trained, tiles)
     drawn = draw_latents(found, method=method, count=num_samples, rng=np.random.default_rng(seed))
@@ -296,8 +299,3 @@ def _encode(trained: Trained, picture: Tensor) -> NDArray[np.float64]:
     """Return the latent (latent_size,) of one uint8 picture (1, 3, height, width)."""
     latent = autoencoder(trained).encode(picture.to(trained.device))[0]
     return np.asarray(latent.double().cpu().numpy(), dtype=np.float64)
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UsageError(f"{name} is {value}; this needs at least {least}.", f"Give {name} as {least} or more.")

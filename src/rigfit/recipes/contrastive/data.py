@@ -40,14 +40,14 @@ def prepare_data(config: ContrastiveConfig, folder: Path, progress: Progress) ->
     if is_sample:
         write_sample(root, config.seed, lambda _done, _all: None)
     found = find_pictures(root)
-    good, digests, bad = _look_at(root, found.pictures, progress)
-    _check_enough(root, good, bad, config)
+    good, digests, bad = look_at(root, found.pictures, progress)
+    check_enough(root, len(good), bad, config.max_bad_fraction, way_on=", or allow them: max_bad_fraction={share}")
     rows = split_rows(good, digests, seed=config.seed, fraction=config.validation_fraction)
-    num_copies = len(digests) - len(set(digests))
+    num_copies = len(rows) - len(set(digests))
     facts = [
         *([SAMPLE_FACT] if is_sample else []),
         *found.facts,
-        *([f"left out: {count(len(bad), 'picture')} that cannot be read, such as {bad[0]}"] if bad else []),
+        *describe_left_out(bad, num_test_copies=len(good) - len(rows)),
         *(
             [f"{count(num_copies, 'picture')} are copies of others, and on the same side as these"]
             if num_copies
@@ -94,24 +94,52 @@ def _samples(index: Index, root: Path, config: ContrastiveConfig, split: str) ->
     )
 
 
-def _look_at(root: Path, pictures: Sequence[Picture], progress: Progress) -> tuple[list[Picture], list[str], list[str]]:
+def look_at(root: Path, pictures: Sequence[Picture], progress: Progress) -> tuple[list[Picture], list[str], list[str]]:
     """Return the readable pictures, a digest of each file, and the paths of the others."""
     good, digests, bad = [], [], []
     for number, picture in enumerate(pictures):
         path = root / picture.path
-        try:
-            read_image(path)
+        if is_readable(path):
             digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
             good.append(picture)
-        except (UnreadableImageError, OSError):
+        else:
             bad.append(picture.path)
         progress(number + 1, len(pictures))
     return good, digests, bad
 
 
-def _check_enough(root: Path, good: Sequence[Picture], bad: Sequence[str], config: ContrastiveConfig) -> None:
-    total = len(good) + len(bad)
-    if bad and (not good or len(bad) > config.max_bad_fraction * total):
+def is_readable(path: Path) -> bool:
+    """Return whether there is a picture at `path`, by decoding it whole."""
+    try:
+        read_image(path)
+    except (UnreadableImageError, OSError):
+        return False
+    return True
+
+
+def describe_left_out(bad: Sequence[str], *, num_test_copies: int) -> list[str]:
+    """Return a line for pictures that cannot be read, and one for training pictures that are test pictures too."""
+    told = [f"left out: {count(len(bad), 'picture')} that cannot be read, such as {bad[0]}"] if bad else []
+    if num_test_copies:
+        told.append(f"left out: {count(num_test_copies, 'training picture')} that the test set holds too")
+    return told
+
+
+def check_enough(root: Path, num_good: int, bad: Sequence[str], max_bad_fraction: float, *, way_on: str = "") -> None:
+    """Refuse pictures of which more than `max_bad_fraction` cannot be read.
+
+    Args:
+        root: Where they are.
+        num_good: Pictures that can be read.
+        bad: Paths of the others.
+        max_bad_fraction: As in the config.
+        way_on: What else to say than to mend them; `{share}` in it becomes the fraction that would do.
+
+    Raises:
+        DataError: They are too many.
+    """
+    total = num_good + len(bad)
+    if bad and (not num_good or len(bad) > max_bad_fraction * total):
         share = min(1.0, int(len(bad) / total * 100 + 1) / 100)
-        remedy = f"Mend or remove them, or allow them: max_bad_fraction={share}." if good else "Give readable pictures."
+        remedy = f"Mend or remove them{way_on.format(share=share)}." if num_good else "Give readable pictures."
         raise DataError(f"{len(bad)} of {total} pictures in {root} cannot be read, such as {bad[0]}.", remedy)

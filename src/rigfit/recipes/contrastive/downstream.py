@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,13 @@ from rigfit.errors import DataError, UsageError
 from rigfit.images.decode import read_image
 from rigfit.recipes.contrastive.augment import plain_view
 from rigfit.recipes.contrastive.config import SAMPLE_NAME
+from rigfit.recipes.contrastive.data import check_enough, describe_left_out, is_readable, look_at
 from rigfit.recipes.contrastive.index import Row, read_index, split_rows
 from rigfit.recipes.contrastive.knn import as_pixels
 from rigfit.recipes.contrastive.layout import find_pictures
 from rigfit.recipes.contrastive.task import ContrastiveTask, build, contrastive
 from rigfit.task import Trained
+from rigfit.units import count
 
 _PASS_SIZE = 64
 _TEST_FRACTION = 0.2
@@ -61,52 +63,76 @@ class Measured:
     test: Part
     classes: tuple[str, ...]
     origin: str
+    facts: tuple[str, ...] = ()
+    """What a person should know of the pictures, such as which were left out."""
 
 
 def open_measured(trained: Trained, folder: str, *, seed: int = 0) -> Measured:
     """Return the pictures of `folder` in two parts.
 
     `train/` and `test/` where it has them. The folder that the run was trained on: its own split, so that nothing is
-    tested on that pretraining has seen. Elsewhere a fifth is held out by content and seed.
+    tested on that pretraining has seen. Elsewhere a fifth is held out by content and seed; what cannot be read is left
+    out there as in training, and so are training pictures that the test set holds too.
 
     Raises:
         UsageError: There is no such folder.
-        DataError: One of the parts is empty.
+        DataError: One of the parts is empty, or more cannot be read than the run's `max_bad_fraction`.
     """
     index = read_index(trained.folder / "data")
     own = trained.folder / "data" / SAMPLE_NAME if index.root is None else Path(index.root)
     root = own if folder == SAMPLE_NAME else Path(folder).expanduser().resolve()
+    facts: list[str] = []
     if root == own.resolve() or folder == SAMPLE_NAME:
         rows, classes = index.rows, index.classes
         held = "test" if index.numbers("test") else "validation"
         origin = f"the run's own {held} pictures, which pretraining has not seen"
     else:
         found = find_pictures(root)
-        digests = [str(hash_of(root / picture.path)) for picture in found.pictures]
+        good, digests, bad = look_at(root, found.pictures, lambda _done, _all: None)
+        check_enough(root, len(good), bad, contrastive(trained.task).config.max_bad_fraction)
         has_test = any(picture.side == "test" for picture in found.pictures)
-        rows = tuple(split_rows(found.pictures, digests, seed=seed, fraction=0.0 if has_test else _TEST_FRACTION))
+        rows = tuple(split_rows(good, digests, seed=seed, fraction=0.0 if has_test else _TEST_FRACTION))
+        facts = describe_left_out(bad, num_test_copies=len(good) - len(rows))
         classes, held = found.classes, "test" if has_test else "validation"
         origin = "the folder's own test pictures" if has_test else "a fifth, held out by content and seed"
     train = Part(root=root, rows=tuple(row for row in rows if row.split == "train"))
     test = Part(root=root, rows=tuple(row for row in rows if row.split == held))
+    _require_both(train, test)
+    return Measured(train=train, test=test, classes=classes, origin=origin, facts=tuple(facts))
+
+
+def _require_both(train: Part, test: Part) -> None:
     if not len(train) or not len(test):
         raise DataError(
-            f"{root} gives {len(train)} pictures to learn from and {len(test)} to test on.",
+            f"{train.root} gives {len(train)} pictures to learn from and {len(test)} to test on.",
             "Give a folder with more pictures, or with train/ and test/.",
         )
-    return Measured(train=train, test=test, classes=classes, origin=origin)
 
 
-def hash_of(path: Path) -> str:
-    """Return a digest of a file's content."""
-    import hashlib
+def with_masks(measured: Measured, max_bad_fraction: float) -> Measured:
+    """Return the pictures that have a mask which can be read.
 
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    Raises:
+        UsageError: One part has no masks.
+        DataError: One has none that can be read, or more cannot be read than `max_bad_fraction`.
+    """
+    train, test = (_chosen(part, [row for row in part.rows if row.mask]) for part in (measured.train, measured.test))
+    if not len(train) or not len(test):
+        raise UsageError(
+            "These pictures have neither classes nor masks.",
+            "Give <class>/ folders, or images/ and masks/ with files of the same names.",
+        )
+    root = train.root
+    bad = [row.mask for row in (*train.rows, *test.rows) if not is_readable(root / row.mask)]
+    check_enough(root, len(train) + len(test) - len(bad), bad, max_bad_fraction)
+    train, test = (_chosen(part, [row for row in part.rows if row.mask not in bad]) for part in (train, test))
+    _require_both(train, test)
+    told = f"left out: {count(len(bad), 'picture')} with a mask that cannot be read, such as {bad[0]}" if bad else ""
+    return replace(measured, train=train, test=test, facts=(*measured.facts, *([told] if told else [])))
 
 
-def with_masks(part: Part) -> Part:
-    """Return the pictures that have a mask."""
-    return Part(root=part.root, rows=tuple(row for row in part.rows if row.mask))
+def _chosen(part: Part, rows: Sequence[Row]) -> Part:
+    return Part(root=part.root, rows=tuple(rows))
 
 
 def require_classes(measured: Measured) -> None:

@@ -51,16 +51,17 @@ def split_rows(pictures: Sequence[Picture], digests: Sequence[str], *, seed: int
     """Return the rows with their splits: a share of the training pictures is held out, chosen by content and seed.
 
     Copies of one picture fall on the same side. Above 0, at least one picture is held out and at least one is not.
-    Pictures of a test set that the training folder holds too stay out of training.
+    A training picture that the test set holds too gets no row: training must not see it, and the test set has it.
     """
     in_test = {digest for picture, digest in zip(pictures, digests, strict=True) if picture.side == "test"}
-    ours = {digest for picture, digest in zip(pictures, digests, strict=True) if picture.side == "train"} - in_test
-    order = sorted(ours, key=lambda digest: hashlib.sha256(f"{seed}/{digest}".encode()).digest())
+    order = sorted(set(digests) - in_test, key=lambda digest: hashlib.sha256(f"{seed}/{digest}".encode()).digest())
     num_held = min(max(1, round(fraction * len(order))), len(order) - 1) if fraction > 0 and order else 0
     held = set(order[:num_held])
     rows = []
     for picture, digest in zip(pictures, digests, strict=True):
-        split: Split = "test" if digest in in_test else "validation" if digest in held else "train"
+        if picture.side == "train" and digest in in_test:
+            continue
+        split: Split = "test" if picture.side == "test" else "validation" if digest in held else "train"
         rows.append(Row(path=picture.path, label=picture.label, mask=picture.mask, split=split))
     return rows
 

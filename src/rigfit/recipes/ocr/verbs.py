@@ -13,6 +13,7 @@ import numpy as np
 from rigfit.errors import DataError, UsageError
 from rigfit.folders import ResultFolder, open_results, passed_over
 from rigfit.images.decode import SUFFIXES
+from rigfit.limits import require_at_least
 from rigfit.recipes.ocr.lines import Finish, Shape, cut_line, read_page_image, write_png
 from rigfit.recipes.ocr.pages import Page, find_page_beside, find_pages, name_pages, read_page, unfit_name
 from rigfit.recipes.ocr.written import Reading, fill_page
@@ -48,6 +49,7 @@ def lines(
         stretch_contrast: Darkest 1 % to black, brightest 1 % to white.
         min_width: Lines narrower than this are left out, pixels.
     """
+    require_at_least(0, min_width=min_width)
     files, told = _page_files(pages)
     results = open_results(out, command=_command("lines", pages), given_as="OUT")
     results.require_free([_TABLE])
@@ -156,7 +158,7 @@ def worst(
     from rigfit.recipes.ocr.metrics import count_edits
     from rigfit.recipes.ocr.samples import LineSamples
 
-    results = _check_worst(trained.folder, out=out)
+    results = _check_worst(trained.folder, out=out, num_samples=num_samples)
     results.require_free(["lines.csv", "worst.html"])
     samples = trained.splits.validation if split == "validation" else trained.splits.train
     if not isinstance(samples, LineSamples) or not len(samples):
@@ -196,14 +198,14 @@ def _page_files(pages: Path) -> tuple[list[Path], list[str]]:
 
 def _check_transcribe(run: Path, source: Path, *, out: Path, micro_batch_size: int = 8) -> ResultFolder:
     """Return the folder in `out` for what is read in `source`, by the name of what is read."""
-    if micro_batch_size < 1:
-        raise UsageError(f"micro_batch_size is {micro_batch_size}.", "Give micro_batch_size as 1 or more.")
+    require_at_least(1, micro_batch_size=micro_batch_size)
     read = _input(source)
     folder = out / (read.stem if read.is_file() else read.name or "root")
     return open_results(folder, command=_command("transcribe", run, read), given_as="--out")
 
 
-def _check_worst(run: Path, *, out: Path, **_options: object) -> ResultFolder:
+def _check_worst(run: Path, *, out: Path, num_samples: int = 24, **_options: object) -> ResultFolder:
+    require_at_least(1, num_samples=num_samples)
     return open_results(out, command=_command("worst", run), given_as="--out")
 
 

@@ -50,7 +50,7 @@ def read_scales(text: str) -> tuple[float, ...]:
         scales = tuple(float(part) for part in text.split(","))
     except ValueError:
         scales = ()
-    if not scales or min(scales) <= 0 or max(scales) > 8:
+    if not scales or not all(0 < scale <= 8 for scale in scales):  # also what is no number
         raise UsageError(f"scales is {text!r}.", "Give numbers above 0 (and at most 8), such as --scales 0.75,1,1.25.")
     return scales
 

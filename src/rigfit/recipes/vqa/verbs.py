@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -9,18 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rigfit.errors import DataError, TrainingError, UsageError
+from rigfit.folders import ResultFolder, open_results
+from rigfit.limits import require_above_zero, require_at_least
 from rigfit.recipes.vqa.config import SAMPLE_NAME, VqaConfig
 from rigfit.recipes.vqa.data import describe, open_data, prepare_data
-from rigfit.recipes.vqa.preview import Piece, pieces, to_html, to_terminal
+from rigfit.recipes.vqa.preview import Piece, pieces, require_page, to_terminal, write_page
 from rigfit.recipes.vqa.samples import VqaSamples
 from rigfit.workload import Splits
 
 if TYPE_CHECKING:  # torch takes seconds, which verbs without a model need not wait for
     from rigfit.recipes.vqa.task import VqaTask
+    from rigfit.recipes.vqa.tokens import Chat
     from rigfit.task import Trained
 
 _PASSED = 0.95
 """Share of the overfitted questions answered exactly from which `sanity` passes: less is a fault, not a limit."""
+
+_SHORTEST_ANSWER = 2
+"""Tokens: one, and the end."""
 
 
 def answer(trained: Trained, image: str, question: str, *, out: Path, question_type: str | None = None) -> str:
@@ -49,7 +56,7 @@ def answer(trained: Trained, image: str, question: str, *, out: Path, question_t
     if question_type is not None and question_type not in words.type_names:
         raise UsageError(f"There is no question type {question_type}.", f"There are: {', '.join(words.type_names)}.")
     square = letterbox(read_image(Path(image)).rgb, samples.image_size)[0].transpose(2, 0, 1)
-    prompt = torch.tensor(words.chat.prompt(question), device=trained.device)
+    prompt = torch.tensor(_prompt(words.chat, question, task.config), device=trained.device)
     batch = {
         "image": torch.from_numpy(np.ascontiguousarray(square))[None].to(trained.device),
         "input_ids": prompt[None],
@@ -64,13 +71,17 @@ def merge(trained: Trained, *, out: Path) -> str:
 
     Args:
         trained: The run.
-        out: Folder for the model.
+        out: Folder for the model: new, empty, or of the same run.
     """
+    results = _check_merge(trained.folder, out=out)
     from rigfit.recipes.vqa.exported import write_merged
 
     task = task_of(trained)
     task.require_ready(is_trained=True)
-    write_merged(task.model, out, image_size=task.config.image_size, prepared=samples_of(trained.splits).prepared)
+    with results.new_files() as folder:
+        write_merged(
+            task.model, folder, image_size=task.config.image_size, prepared=samples_of(trained.splits).prepared
+        )
     return f"{out}: the whole model, adapters added in, with tokenizer and processor"
 
 
@@ -88,11 +99,14 @@ def preview(
     Args:
         data: JSONL file of questions, a folder that holds one, or `sample` for drawn scenes.
         num_samples: Questions shown, spread evenly over the data.
-        page: HTML file to write the same into, in colour.
+        page: HTML file to write the same into, in colour: new, or a page of this verb.
         image_root: Folder that the names of pictures start from; that of the JSONL file when absent.
         tokenizer: Folder with tokenizer.json; one is trained on the data's texts when absent.
         letterbox: Side of the square that pictures are fitted into, pixels, a multiple of 28; 84 when absent.
     """
+    require_at_least(1, num_samples=num_samples)
+    if page is not None:
+        require_page(Path(page))
     config = _config(data, image_root=image_root, tokenizer=tokenizer, letterbox=letterbox)
     with tempfile.TemporaryDirectory() as folder:
         splits = _open(config, Path(folder))
@@ -100,7 +114,7 @@ def preview(
         chosen = [number * len(samples) // num_samples for number in range(min(num_samples, len(samples)))]
         shown: list[list[Piece]] = [pieces(samples, index) for index in chosen]
     if page is not None:
-        Path(page).write_text(to_html(shown), encoding="utf-8")
+        write_page(Path(page), shown)
     counted = "the model learns to write what stands in [brackets], and only reads the rest"
     coloured = sys.stdout.isatty()
     text = "\n\n".join(to_terminal(one, is_coloured=coloured) for one in shown)
@@ -159,6 +173,8 @@ def sanity(
         num_steps: Optimizer steps; each is over all of them.
         lr: Learning rate.
     """
+    require_at_least(1, num_samples=num_samples, num_steps=num_steps)
+    require_above_zero(lr=lr)
     import torch
 
     from rigfit.recipes.vqa.overfit import overfit
@@ -188,16 +204,56 @@ def sanity(
 VERBS: tuple[Callable[..., str], ...] = (answer, merge, preview, statistics, sanity)
 
 
+def _check_merge(run: Path, *, out: Path) -> ResultFolder:
+    """Return the folder `out` for the whole model of `run`.
+
+    Raises:
+        UsageError: It holds something else, such as the weights that were tuned.
+    """
+    results = open_results(out, command=shlex.join(["rigfit", "vqa", "merge", str(run.resolve())]), given_as="--out")
+    results.require_free(["config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"])
+    return results
+
+
+def _check_answer(_run: Path, *, question: str, **_options: object) -> None:
+    require_characters(question)
+
+
+# What is refused before a model is loaded, which takes seconds: called as the verb is, with the run's folder.
+CHECKS: dict[str, Callable[..., Any]] = {"answer": _check_answer, "merge": _check_merge}
+
+
 def require_characters(question: str) -> None:
-    """Check that a question from the command line is text in UTF-8.
+    """Check that a question from the command line is some text in UTF-8.
 
     Raises:
         UsageError: It is not.
     """
+    if not question.strip():
+        raise UsageError("The question is empty.", "Give one, such as 'How many are there?'.")
     try:
         question.encode()
     except UnicodeEncodeError:
         raise UsageError(f"The question {question!r} is no text in UTF-8.", "Type it again.") from None
+
+
+def _prompt(chat: Chat, question: str, config: VqaConfig) -> list[int]:
+    """Return the tokens before the answer.
+
+    Raises:
+        UsageError: They leave no room for an answer, so the model has seen no question as long.
+    """
+    found, own = chat.prompt(question), len(chat.encode(question))
+    num_text = len(found) - config.num_image_tokens + _SHORTEST_ANSWER
+    most = config.max_text_tokens
+    if num_text > most:
+        around = num_text - own
+        raise UsageError(
+            f"The question takes {own} tokens, and {around} stand around it: {num_text}, more than max_text_tokens "
+            f"{most} of the run, which was trained on no text as long.",
+            f"Shorten it to at most {most - around} tokens, or train with max_text_tokens={num_text}.",
+        )
+    return found
 
 
 def task_of(trained: Trained) -> VqaTask:
