@@ -146,7 +146,7 @@ class Run:
     def unfinished(self) -> str:
         """How far the run has come, in words; empty where it is finished, or was stopped after its last step."""
         status = self.status
-        if status.state == "finished" or status.step >= status.total_steps:
+        if status.state == "finished" or 0 < status.total_steps <= status.step:
             return ""
         return f"{self.folder} is not finished ({status.state}, step {status.step} of {status.total_steps})"
 
