@@ -13,7 +13,7 @@ from rigfit.planning.costs import Costs
 from rigfit.planning.plan import BatchLayout, Candidate, Source
 from rigfit.planning.variant import PLAIN, Variant
 from rigfit.planning.words import rank_word
-from rigfit.units import count, format_bytes
+from rigfit.units import count, format_bytes, format_bytes_apart
 from rigfit.workload import WorkloadConfig
 
 Refusal = Callable[[int], str | None]
@@ -225,9 +225,9 @@ def _weigh(size: int, accumulation_steps: int, world_size: int, bounds: Bounds) 
         speed = profile.samples_per_second(size) * world_size
     is_too_large = reason is None and upper is not None and upper > bounds.memory_limit
     if is_too_large and upper is not None and peak is not None:
-        room, word = format_bytes(bounds.memory_limit), rank_word(bounds.kind)
-        margin = f", with the margin of the prediction {format_bytes(upper)}" if upper > peak else ""
-        reason = f"needs {format_bytes(peak)}{margin} per {word}, where {room} can be used"
+        needed, most, room = format_bytes_apart(peak, upper, bounds.memory_limit)
+        margin = f", with the margin of the prediction {most}" if upper > peak else ""
+        reason = f"needs {needed}{margin} per {rank_word(bounds.kind)}, where {room} can be used"
     return Candidate(
         micro_batch_size=size,
         accumulation_steps=accumulation_steps,
