@@ -220,8 +220,13 @@ def plan(
             require_writable(path, option)
     from rigfit import api
 
-    with only_json_on_stdout(as_json):
-        made = api.plan(target, rig=rig, **given)
+    try:
+        with only_json_on_stdout(as_json):
+            made = api.plan(target, rig=rig, **given)
+    except DoesNotFitError:
+        if as_json:
+            _tell_refused_cell(target, rig, given)
+        raise
     if out is not None:
         write_file(out, made.to_json(), "--out")
     if picture is not None:
@@ -233,6 +238,16 @@ def plan(
     else:
         _tell_plan(made, is_why=why)
     return 0
+
+
+def _tell_refused_cell(target: str, rig: str | None, given: dict[str, Any]) -> None:
+    """Print the object that a table of this one plan holds: what is needed, and the ways out, which are planned."""
+    from rigfit import api
+    from rigfit.planning.show.table_text import table_to_json
+
+    with only_json_on_stdout(True):
+        (cell,) = table_to_json(api.plan_table(target, {}, rigs=(rig,), **given))
+    typer.echo(json.dumps(cell, indent=2))
 
 
 _RECIPE_INSTEAD = (
