@@ -127,11 +127,15 @@ def list_candidates(
 def accepted_sizes(config: WorkloadConfig, rig: Rig) -> list[int]:
     """Return the micro-batches up to a rank's share that the workload accepts, divisors or not.
 
+    The share is that of the next smaller effective batch where ranks that differ need not share it equally.
+
     Raises:
         UsageError: The ranks cannot share the effective batch, or the workload refuses every micro-batch.
     """
+    effective = config.effective_batch_size
+    rest = effective % rig.world_size if effective >= rig.world_size and may_share_unequally(config, rig) else 0
     candidates = list_candidates(
-        config.effective_batch_size,
+        effective - rest,
         rig.world_size,
         profile=None,
         memory_limit=0,
@@ -146,6 +150,12 @@ def accepted_sizes(config: WorkloadConfig, rig: Rig) -> list[int]:
             "Use a larger effective_batch_size.",
         )
     return accepted
+
+
+def may_share_unequally(config: WorkloadConfig, rig: Rig) -> bool:
+    """Return whether each rank may take its own micro-batch: the devices differ, and nobody asked for equal ones."""
+    is_mixed = len({(device.name, device.memory_bytes) for device in rig.devices}) > 1
+    return is_mixed and config.micro_batch_size is None and config.strategy != "fully_shard"
 
 
 def note_coarse_batch(
