@@ -253,4 +253,4 @@ def test_a_rig_that_is_elsewhere_can_be_planned_for_but_not_trained_on(tmp_path)
 
 def test_a_run_folder_that_does_not_exist(tmp_path):
     for command in ("resume", "eval", "export"):
-        refuse(tmp_path, command, "absent", exit_code=1, cause="absent", remedy=r"\w")
+        refuse(tmp_path, command, "absent", exit_code=2, cause="absent", remedy=r"\w")

@@ -518,6 +518,17 @@ def test_a_table_has_a_row_for_each_value_and_says_so_in_json(capsys):
     assert [cell["fits"] for cell in told] == [None] * 4, "nobody read the memory of a pinned micro-batch on a CPU"
 
 
+def test_a_plan_that_does_not_fit_is_one_object_in_json_beside_the_error(capsys):
+    words = ["plan", TOY, "--rig", "t4", "micro_batch_size=null", "memory_limit_gib=0.001", "--json"]
+    assert run(words) == 3
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert (told["fits"], told["rig"], told["is_too_large"]) == (False, "t4", True)
+    assert told["needed_upper_bytes"] > 2**20
+    assert told["ways_out"][0]["change"]
+    assert f"error: {told['cause']}" in err
+
+
 def test_a_row_that_cannot_be_planned_loses_no_other(capsys):
     assert run(["plan", TOY, "--rig", "cpu:1", "--table", "effective_batch_size=8,9"]) == 0
     out = capsys.readouterr().out

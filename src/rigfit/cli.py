@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import json
 import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -220,7 +221,7 @@ def plan(
             require_writable(path, option)
     from rigfit import api
 
-    with only_json_on_stdout(as_json):
+    with _refusal_told_in_json(target, rig, given, as_json=as_json), only_json_on_stdout(as_json):
         made = api.plan(target, rig=rig, **given)
     if out is not None:
         write_file(out, made.to_json(), "--out")
@@ -233,6 +234,22 @@ def plan(
     else:
         _tell_plan(made, is_why=why)
     return 0
+
+
+@contextlib.contextmanager
+def _refusal_told_in_json(target: str, rig: str | None, given: dict[str, Any], *, as_json: bool) -> Iterator[None]:
+    """Where nothing fits, print what a table of this one plan holds: what is needed, and the ways out, planned."""
+    try:
+        yield
+    except DoesNotFitError:
+        if as_json:
+            from rigfit import api
+            from rigfit.planning.show.table_text import table_to_json
+
+            with only_json_on_stdout(as_json):
+                (cell,) = table_to_json(api.plan_table(target, {}, rigs=(rig,), **given))
+            typer.echo(json.dumps(cell, indent=2))
+        raise
 
 
 _RECIPE_INSTEAD = (

@@ -1,10 +1,10 @@
 """Every error raised on purpose, drawn as a tree, with the exit code it ends in.
 
 RigfitError                 1   something a person can act on
-├── UsageError              2   an unknown key, a wrong type, a batch that cannot be shared
+├── UsageError              2   an unknown key, a wrong type, a batch that cannot be shared, a path that is no run
 ├── DoesNotFitError         3   no layout fits the memory there is
 ├── DataError               4   nothing to train on, or too much of it unreadable
-├── RunError                1   a run folder that is missing, finished, or damaged
+├── RunError                1   a run folder that is taken, without what is asked of it, or damaged
 ├── TrainingError           1   the training itself went wrong (a loss that is not a number)
 └── Interrupted         130/143 stopped by a signal, saved
 """

@@ -17,6 +17,15 @@ def format_bytes(num_bytes: int) -> str:
     return f"{num_bytes} B"
 
 
+def format_bytes_apart(*sizes: int) -> list[str]:
+    """Return sizes that stand in one sentence as text: in smaller units where two that differ would look the same."""
+    told = [format_bytes(size) for size in sizes]
+    for unit, name in ((MIB, "MiB"), (1024, "KiB"), (1, "bytes")):
+        if len(set(told)) < len(set(sizes)):
+            told = [f"{size / unit:,.0f} {name}" for size in sizes]
+    return told
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration as text: `0.4 s`, `48 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds < 10:

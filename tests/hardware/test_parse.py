@@ -113,12 +113,17 @@ def test_digits_that_name_no_index_here_name_cards():
         ("4x 4090", 4, "NVIDIA GeForce RTX 4090"),
         ("2x5070-ti", 2, "NVIDIA GeForce RTX 5070 Ti"),
         ("2x h100-pcie", 2, "NVIDIA H100 PCIe"),
+        ("1x t4 + 1x t4", 2, "Tesla T4"),
         ("4x rtx-6000-ada", 4, "NVIDIA RTX 6000 Ada Generation"),
     ],
 )
 def test_a_count_and_a_name_with_digits_are_told_apart(text, count, name):
     found = rig(text)
     assert [device.name for device in found.devices] == [name] * count
+
+
+def test_a_rig_may_be_written_as_plans_name_it():
+    assert rig("1x t4 + 2x 3090") == rig("t4,2x 3090")
 
 
 def test_memory_that_nobody_published_is_called_assumed():
@@ -181,6 +186,8 @@ def test_an_unknown_card_is_answered_with_the_nearest_name():
         ("3x", "counts cards and names none", "3x t4"),
         ("t4,", "empty place beside a comma", "t4"),
         ("4090,,3060", "empty place beside a comma", "4090,3060"),
+        ("t4 +", "empty place beside a plus", "t4"),
+        ("+0x t4", "+0 is no number of cards", "2x t4"),
         (",", "names nothing", "2x-titan-rtx"),
     ],
 )

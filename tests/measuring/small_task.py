@@ -94,6 +94,18 @@ class Values(nn.Module):
         return large.sum() + rows.shape[0] + x.sum().item()
 
 
+class Counted(nn.Module):
+    """Keeps as many rows as the largest of some numbers says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_INPUTS, NUM_OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        return out[: len(torch.bincount(x[:, 0].long()))]
+
+
 class Forever(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         while True:
@@ -238,6 +250,7 @@ def build_body(config: Config) -> nn.Module:
         "masked attention": lambda: Attention(config, is_masked=True),
         "many": lambda: Many(config),
         "values": Values,
+        "counted": Counted,
         "forever": Forever,
         "untold": Untold,
         "told": Told,
@@ -304,6 +317,10 @@ def open_data(config: Config, folder: Path) -> Splits:
 def example_batch(config: Config, micro_batch_size: int) -> Any:
     if config.example == "packed":  # three tokens a sample, end to end
         return {"x": torch.zeros(3 * micro_batch_size, NUM_INPUTS), "starts": torch.arange(micro_batch_size + 1) * 3}
+    if config.example == "packed alone":
+        return {"x": torch.zeros(3 * micro_batch_size, NUM_INPUTS)}
+    if config.example == "one more":
+        return {"x": torch.zeros(micro_batch_size + 1, NUM_INPUTS)}
     if config.example == "always 8":
         return {"x": torch.zeros(8, NUM_INPUTS)}
     if config.example == "numpy":

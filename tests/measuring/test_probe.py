@@ -84,7 +84,7 @@ def test_what_fails_in_a_persons_task_is_told_with_its_line(folder):
 
 def test_no_samples_is_an_error_of_the_data(folder):
     (folder / "num_samples.txt").write_text("0")
-    with pytest.raises(DataError, match="There are no training samples to measure a step with"):
+    with pytest.raises(DataError, match="There are no training samples"):
         measure(folder)
 
 

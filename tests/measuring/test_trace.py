@@ -190,9 +190,10 @@ def test_a_line_through_two_sizes_meets_the_trace_at_a_third_byte_for_byte(body)
     assert line.sizes(16) == exact.sizes(16)
 
 
-def test_the_micro_batch_is_what_was_asked_for_where_tokens_lie_end_to_end():
+@pytest.mark.parametrize("example", ["packed", "packed alone"])
+def test_the_micro_batch_is_what_was_asked_for_where_tokens_lie_end_to_end(example):
     recipe = load_recipe(SMALL)
-    with Tracer(recipe, recipe.config(example="packed"), None) as tracer:
+    with Tracer(recipe, recipe.config(example=example), None) as tracer:
         line, exact = tracer.read_line(target(), (2, 4)), tracer.read(target(), 16)
     assert line is not None
     assert (line.micro_batch_sizes, exact.micro_batch_sizes) == ((2, 4), (16,))
@@ -204,6 +205,7 @@ def test_the_micro_batch_is_what_was_asked_for_where_tokens_lie_end_to_end():
     ("example", "cause", "remedy"),
     [
         ("always 8", r"the same shapes for micro-batches of 4 and 2: 'x' is \(8, 16\)", "torch.zeros(micro_batch_size"),
+        ("one more", r"returned 5 samples where 4 were asked for: 'x' is \(5, 16\)", "torch.zeros(micro_batch_size"),
         ("numpy", "example_batch returned a numpy array under 'x'", "torch.from_numpy"),
         ("list", "example_batch returned a list, where a batch is expected", "Return a dictionary of tensors"),
     ],
@@ -257,6 +259,11 @@ def test_an_operator_that_cannot_be_read_is_named_with_its_line_and_a_way_out():
 @pytest.mark.parametrize(
     ("body", "cause", "remedy"),
     [
+        (
+            "counted",
+            "the result of aten.bincount.default depends on values (small_task.py",
+            "pinned micro_batch_size=8",
+        ),
         ("branching", "it calls cond, which runs functions of its own inside one operator", "torch.where for cond"),
         ("sparse", "it makes or uses sparse tensors, whose size depends on values", "sparse=False"),
         ("sparse product", "it makes or uses sparse tensors, whose size depends on values (small_task.py", "index_add"),

@@ -51,3 +51,10 @@ def test_an_empty_training_split_is_refused():
     with pytest.raises(DataError, match="There are no training samples"):
         derive_duration(WorkloadConfig(), 0, 0, 64)
     assert derive_duration(WorkloadConfig(), 1, 0, 64).total_steps == 1
+
+
+@pytest.mark.parametrize(("data", "remedy"), [("tiles", "Give a folder"), (None, "Let open_data return at least one")])
+def test_an_empty_training_split_is_filled_where_its_samples_come_from(data, remedy):
+    with pytest.raises(DataError) as caught:
+        derive_duration(WorkloadConfig(data=data), 0, 0, 64)
+    assert remedy in caught.value.remedy

@@ -200,6 +200,18 @@ def test_what_does_not_fit_says_how_much_memory_would_do_and_what_needs_less():
     assert layout.largest_micro_batch == 1
 
 
+def test_what_lacks_a_few_mib_is_told_in_mib():
+    with pytest.raises(DoesNotFitError, match="needs 4,100 MiB per GPU, where 4,096 MiB can be used"):
+        derive_layout(
+            1,
+            1,
+            micro_batch_size=None,
+            profile=profile_of(per_sample=4100 * 2**20),
+            memory_limit=4 * GIB,
+            refusal=accept,
+        )
+
+
 def test_without_profile_or_pin_nothing_is_guessed():
     with pytest.raises(UsageError, match="Nobody has measured or estimated") as caught:
         derive_layout(64, 2, micro_batch_size=None, profile=None, memory_limit=100, refusal=accept)

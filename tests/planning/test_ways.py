@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rigfit.errors import UsageError
 from rigfit.hardware.parse import parse_rig
 from rigfit.measuring.prices import paper_prices
 from rigfit.measuring.trace import Tracer
@@ -84,6 +85,21 @@ def test_a_pinned_micro_batch_that_does_not_fit_is_told_a_smaller_one_and_ways_t
         rigs = re.findall(r'--rig "(\d+x [\w-]+)"', "; ".join(others))
         assert rigs
         assert asked.on(rigs[0]).layout.largest_micro_batch == 32
+
+
+@pytest.mark.parametrize("effective", [61, 63])
+def test_cards_that_differ_share_an_odd_batch_exactly_and_cards_alike_do_not(effective: int) -> None:
+    values = {"effective_batch_size": effective, "width": 64, "num_layers": 2}
+    with Tracer(load_recipe(WIDE), load_recipe(WIDE).config(**values), None) as tracer:
+        asked = Asked(tracer, values)
+        found = asked.on("t4,3090")
+        small, large = found.layout.micro_batch_sizes
+        assert (small + large) * found.layout.accumulation_steps == effective
+        assert small < large  # the 3090 computes faster and holds more
+        assert f"equal ones do not add up to {effective}" in found.notes[0]
+        for rig, changed in (("2x t4", {}), ("t4,3090", {"strategy": "fully_shard"})):
+            with pytest.raises(UsageError, match=f"2 GPUs cannot share an effective batch of {effective} equally"):
+                asked.on(rig, **changed)
 
 
 def test_other_rigs_have_more_cards_up_to_64_or_larger_ones() -> None:

@@ -190,16 +190,17 @@ def test_a_run_opens_by_its_folder_or_its_plan(here: Path) -> None:
 )
 def test_a_path_that_is_no_run_is_answered_with_the_nearest_one(here: Path, asked: str) -> None:
     create(), create("other"), create(recipe="ocr")
-    with pytest.raises(RunError, match=re.escape(asked)) as caught:
+    with pytest.raises(UsageError, match=re.escape(asked)) as caught:
         Run.open(asked)
     suggested = caught.value.remedy.removeprefix("Did you mean ").rstrip("?").split(", ")
     assert Path("runs/autoencoder/run-1") in [Run.open(folder).folder for folder in suggested]
 
 
 def test_where_there_is_no_run_at_all_the_way_out_is_to_start_one(here: Path) -> None:
-    with pytest.raises(RunError, match="nowhere does not exist") as caught:
+    with pytest.raises(UsageError, match="nowhere does not exist") as caught:
         Run.open("nowhere")
     assert "rigfit train" in caught.value.remedy
+    assert caught.value.exit_code == 2
 
 
 def test_a_damaged_plan_is_told_and_an_earlier_one_can_be_put_back(here: Path) -> None:

@@ -20,8 +20,9 @@ from rigfit.training.evaluate import evaluate
 from rigfit.training.loader import Loader, MicroBatch, Stream
 from rigfit.training.optimizer import WeightAverage
 from rigfit.training.precision import build_scaler
-from rigfit.training.step import StepSettings, accumulate_gradients
+from rigfit.training.step import StepSettings, accumulate_gradients, items_of
 from rigfit.training.summed import describe_mean
+from rigfit.training.wrap import prepare_model
 from tests.toy_task import Config, Task, Waves
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -113,6 +114,103 @@ def test_a_loss_per_sample_is_refused_with_its_shape() -> None:
 def test_a_loss_that_is_no_tensor_is_refused() -> None:
     with pytest.raises(UsageError, match="returned float"):
         pass_with(PlainNumber(Config()), 32)
+
+
+class Counting(Task):
+    """Counts whatever it was given."""
+
+    def __init__(self, counted: Any) -> None:
+        super().__init__(Config())
+        self.counted = counted
+
+    def count_items(self, batch: dict[str, Any]) -> int:
+        return self.counted  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("counted", "told"),
+    [(2.5, "float"), (torch.tensor(2.0), "a tensor of torch.float32"), (np.float64(2), "float64"), (None, "NoneType")],
+)
+def test_items_that_are_no_whole_number_are_refused_with_their_type(counted: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=f"count_items returned {told}, where a whole number") as caught:
+        items_of(Counting(counted), {})
+    assert "int(" in caught.value.remedy
+
+
+@pytest.mark.parametrize("counted", [3, np.int64(3), torch.tensor(3)])
+def test_a_whole_number_of_items_is_taken_in_any_type(counted: Any) -> None:
+    assert items_of(Counting(counted), {}) == 3
+
+
+class Hollow(Task):
+    """Has the parameters it was given, and no others."""
+
+    def __init__(self, **parameters: nn.Parameter) -> None:
+        nn.Module.__init__(self)
+        self.last = nn.Identity()  # what `blocks` of the toy task names
+        for name, parameter in parameters.items():
+            self.register_parameter(name, parameter)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "cause", "remedy"),
+    [
+        ({}, "no parameters to train: it has none", "as attributes in __init__"),
+        ({"w": nn.Parameter(torch.zeros(2), requires_grad=False)}, "all are frozen", "not frozen"),
+        ({"w": nn.Parameter(torch.zeros(2, dtype=torch.cfloat))}, r"parameter w is complex", "torch.view_as_complex"),
+    ],
+)
+def test_parameters_that_no_optimizer_can_update_are_told(
+    parameters: dict[str, nn.Parameter], cause: str, remedy: str
+) -> None:
+    with pytest.raises(UsageError, match=cause) as caught:
+        prepare_model(Hollow(**parameters), recomputed="none", is_channels_last=False)
+    assert remedy in caught.value.remedy
+
+
+def test_a_real_view_of_a_complex_parameter_is_trained() -> None:
+    pairs = nn.Parameter(torch.ones(3, 2))
+    prepare_model(Hollow(w=pairs), recomputed="none", is_channels_last=False)
+    optimizer = torch.optim.AdamW([pairs], lr=0.1, fused=True)
+    torch.view_as_complex(pairs).abs().square().sum().backward()
+    optimizer.step()
+    assert bool((pairs < 1).all())
+
+
+class Loading(Waves):
+    """Loads what it was given, one after the other."""
+
+    def __init__(self, *loaded: Any) -> None:
+        super().__init__(len(loaded), 0.0)
+        self.loaded = loaded
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        return self.loaded[index]  # type: ignore[no-any-return]
+
+
+class Padding(Loading):
+    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {"x": nn.utils.rnn.pad_sequence([torch.from_numpy(one["x"]) for one in samples], batch_first=True)}
+
+
+def batch_of(samples: Loading) -> dict[str, Any]:
+    stream = Stream(samples=samples, seed=0, is_shuffled=False)
+    return stream.collate([stream.load(position) for position in range(len(samples))])[0]
+
+
+@pytest.mark.parametrize(("sample", "kind"), [(None, "NoneType"), ([1, 2], "list")])
+def test_a_sample_that_is_no_mapping_is_told_with_its_type(sample: Any, kind: str) -> None:
+    with pytest.raises(UsageError, match=rf"load\(0, rng\) of the samples returned {kind}, where a mapping"):
+        batch_of(Loading(sample))
+
+
+def test_samples_of_different_shapes_are_told_the_way_to_pad_them() -> None:
+    ragged = [{"y": 1, "x": np.ones(length, np.float32)} for length in (8, 9)]
+    with pytest.raises(UsageError, match=r"'x' is \(8,\) in one and \(9,\) in another") as caught:
+        batch_of(Loading(*ragged))
+    assert "collate(samples)" in caught.value.remedy
+    assert "example_batch" in caught.value.remedy
+    assert batch_of(Padding(*ragged))["x"].shape == (2, 9)
 
 
 def test_a_step_that_counts_nothing_is_refused() -> None:

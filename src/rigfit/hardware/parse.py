@@ -1,4 +1,4 @@
-"""From what a person writes after --rig to a Rig: `auto`, `cpu:2`, `0,1`, `2x titan-rtx`, `4090,3060`."""
+"""From what a person writes after --rig to a Rig: `auto`, `cpu:2`, `0,1`, `2x titan-rtx`, `4090,3060`, `t4 + 3090`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _CPU = re.compile(r"cpu(?::(\d+))?")
 _CARDS = re.compile(r"(?:(\d+)\s*x\s*-?\s*)?(.+)")
 # `0.5x t4`, `-1x t4`, `2*t4`, `2x`: what a count with its card looks like, and is not.
 _COUNTED = re.compile(r"(?P<count>[+-]?(?:\d+\.?\d*|\.\d+))\s*(?P<sign>[x*])\s*-?\s*(?P<card>.*)")
+# The parts of a rig: a comma as people write it, a plus as plans do; a plus before the first one is a sign.
+_BETWEEN = re.compile(r",|(?<!^)\+")
 _MOST_CARDS = 4096
 _EXAMPLES = "Write --rig cpu:2, --rig 0,1, --rig 2x-titan-rtx or --rig 4090,3060."
 
@@ -48,7 +50,7 @@ def parse_rig(text: str | None, *, gpus: Sequence[Device] | None = None, num_cor
         if not here:
             raise _no_gpu(wanted, cores)
         return Rig(devices=here, num_cores=cores, is_here=True)
-    words = [word.strip() for word in wanted.removeprefix("cuda:").split(",")]
+    words = [word.strip() for word in _BETWEEN.split(wanted.removeprefix("cuda:"))]
     if not all(words):
         raise _empty_place(str(text), words)
     if wanted.startswith("cuda:") or all(_is_index(word, here) for word in words):
@@ -60,7 +62,7 @@ def _empty_place(text: str, words: Sequence[str]) -> UsageError:
     named = [word for word in words if word]
     if not named:
         return UsageError(f"`{text}` is no rig: it names nothing.", f"{_EXAMPLES} Without --rig all GPUs here count.")
-    cause = f"`{text}` has an empty place beside a comma."
+    cause = f"`{text}` has an empty place beside a {'plus' if '+' in text else 'comma'}."
     return UsageError(cause, f'Write --rig "{",".join(named)}", or name the card that is missing.')
 
 

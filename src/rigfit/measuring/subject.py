@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rigfit.errors import DataError, UsageError
+from rigfit.errors import UsageError
 from rigfit.measuring.failure import TASK_FAILURES
+from rigfit.planning.duration import no_samples
 from rigfit.planning.plan import BatchLayout
 from rigfit.recipes import load_module, load_recipe, open_splits
 from rigfit.task import Batch
 from rigfit.training.loader import Loader, MicroBatch, Stream
+from rigfit.units import count
 from rigfit.workload import Recipe, Samples, WorkloadConfig
 
 
@@ -33,9 +35,7 @@ def steps_of_one_rank(
         DataError: There are no samples.
     """
     if samples is None or len(samples) == 0:
-        raise DataError(
-            "There are no training samples to measure a step with.", "Give a folder with some: data=FOLDER."
-        )
+        raise no_samples(config)
     step_size = layout.effective_batch_size
     return iter(
         Loader(
@@ -92,10 +92,10 @@ def _require_batch(batch: object, function: str) -> Batch:
 
 
 def _require_size(batch: Batch, size: int, again: Callable[[int], object]) -> None:
-    """Refuse an example that has the same shapes however many samples are asked for.
+    """Refuse an example that has the same shapes however many samples are asked for, or always some more or fewer.
 
     A batch need not have a tensor as long as it has samples: packed tokens lie end to end. So where none has, another
-    size is asked for, and something must differ.
+    size is asked for, and something must differ by more than one sample each.
     """
     shapes = _shapes(batch)
     if not shapes or any(shape[0] == size for shape in shapes.values()):
@@ -105,13 +105,19 @@ def _require_size(batch: Batch, size: int, again: Callable[[int], object]) -> No
         others = _shapes(again(other))
     except TASK_FAILURES:
         return  # this size is not the one that was asked for
+    name, shape = next(iter(shapes.items()))
+    lengths = [{shape[0] for shape in some.values()} for some in (shapes, others)]
     if others == shapes:
-        name, shape = next(iter(shapes.items()))
-        raise UsageError(
-            f"example_batch returned the same shapes for micro-batches of {size} and {other}: {name!r} is {shape}.",
-            "Let example_batch(config, micro_batch_size) return as many samples as it is asked for, as in "
-            "torch.zeros(micro_batch_size, ...).",
-        )
+        cause = f"the same shapes for micro-batches of {size} and {other}"
+    elif all(len(some) == 1 for some in lengths) and min(lengths[0]) - size == min(lengths[1]) - other:
+        cause = f"{count(shape[0], 'sample')} where {size} were asked for"
+    else:
+        return
+    raise UsageError(
+        f"example_batch returned {cause}: {name!r} is {shape}.",
+        "Let example_batch(config, micro_batch_size) return as many samples as it is asked for, as in "
+        "torch.zeros(micro_batch_size, ...).",
+    )
 
 
 def _shapes(batch: object) -> dict[str, tuple[int, ...]]:

@@ -338,7 +338,8 @@ def _refusal(answer: Mapping[str, Any], micro_batch_size: int, read: Sequence[in
     if answer["kind"] == "operator":
         return UsageError(
             f"The step cannot be read on paper: the result of {answer['operator']} depends on values{answer['text']}.",
-            "Write that line so that shapes follow from shapes, or train on CPU ranks with a pinned micro_batch_size.",
+            "Write that line so that shapes follow from shapes, or train with a pinned micro_batch_size=8, of which "
+            "nothing is predicted.",
         )
     if answer["kind"] == "shapeless":
         return UsageError(

@@ -7,6 +7,13 @@ from rigfit.planning.plan import Duration
 from rigfit.workload import WorkloadConfig
 
 
+def no_samples(config: WorkloadConfig) -> DataError:
+    """Return the error of a stage without training samples: from a folder, or made by the task's own file."""
+    where = "Let open_data return at least one in Splits(train=...)"
+    remedy = "Give a folder with at least one: data=FOLDER." if config.data else f"{where}, or give data=FOLDER."
+    return DataError("There are no training samples.", remedy)
+
+
 def derive_duration(config: WorkloadConfig, num_train: int, num_validation: int, effective_batch_size: int) -> Duration:
     """Return how long a stage is.
 
@@ -17,7 +24,7 @@ def derive_duration(config: WorkloadConfig, num_train: int, num_validation: int,
         DataError: There is nothing to train on.
     """
     if num_train < 1:
-        raise DataError("There are no training samples.", "Give a folder with at least one: data=FOLDER.")
+        raise no_samples(config)
     total_samples = config.epochs * num_train
     if config.max_steps is not None:
         total_samples = min(total_samples, config.max_steps * effective_batch_size)

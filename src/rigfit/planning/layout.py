@@ -13,7 +13,7 @@ from rigfit.planning.costs import Costs
 from rigfit.planning.plan import BatchLayout, Candidate, Source
 from rigfit.planning.variant import PLAIN, Variant
 from rigfit.planning.words import rank_word
-from rigfit.units import count, format_bytes
+from rigfit.units import count, format_bytes, format_bytes_apart
 from rigfit.workload import WorkloadConfig
 
 Refusal = Callable[[int], str | None]
@@ -127,11 +127,15 @@ def list_candidates(
 def accepted_sizes(config: WorkloadConfig, rig: Rig) -> list[int]:
     """Return the micro-batches up to a rank's share that the workload accepts, divisors or not.
 
+    The share is that of the next smaller effective batch where ranks that differ need not share it equally.
+
     Raises:
         UsageError: The ranks cannot share the effective batch, or the workload refuses every micro-batch.
     """
+    effective = config.effective_batch_size
+    rest = effective % rig.world_size if effective >= rig.world_size and may_share_unequally(config, rig) else 0
     candidates = list_candidates(
-        config.effective_batch_size,
+        effective - rest,
         rig.world_size,
         profile=None,
         memory_limit=0,
@@ -146,6 +150,12 @@ def accepted_sizes(config: WorkloadConfig, rig: Rig) -> list[int]:
             "Use a larger effective_batch_size.",
         )
     return accepted
+
+
+def may_share_unequally(config: WorkloadConfig, rig: Rig) -> bool:
+    """Return whether each rank may take its own micro-batch: the devices differ, and nobody asked for equal ones."""
+    is_mixed = len({(device.name, device.memory_bytes) for device in rig.devices}) > 1
+    return is_mixed and config.micro_batch_size is None and config.strategy != "fully_shard"
 
 
 def note_coarse_batch(
@@ -225,9 +235,9 @@ def _weigh(size: int, accumulation_steps: int, world_size: int, bounds: Bounds) 
         speed = profile.samples_per_second(size) * world_size
     is_too_large = reason is None and upper is not None and upper > bounds.memory_limit
     if is_too_large and upper is not None and peak is not None:
-        room, word = format_bytes(bounds.memory_limit), rank_word(bounds.kind)
-        margin = f", with the margin of the prediction {format_bytes(upper)}" if upper > peak else ""
-        reason = f"needs {format_bytes(peak)}{margin} per {word}, where {room} can be used"
+        needed, most, room = format_bytes_apart(peak, upper, bounds.memory_limit)
+        margin = f", with the margin of the prediction {most}" if upper > peak else ""
+        reason = f"needs {needed}{margin} per {rank_word(bounds.kind)}, where {room} can be used"
     return Candidate(
         micro_batch_size=size,
         accumulation_steps=accumulation_steps,

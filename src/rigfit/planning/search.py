@@ -13,7 +13,7 @@ from rigfit.planning.costs import Costs, PaperCosts, Prices, takes_batch_statist
 from rigfit.planning.layout import SPEED_TOLERANCE, accepted_sizes, derive_layout, list_candidates, savings_of
 from rigfit.planning.memory.limit import limit_of
 from rigfit.planning.memory.recompute import block_spans, choose_blocks
-from rigfit.planning.mixed import share_over_mixed
+from rigfit.planning.mixed import share_odd_batch, share_over_mixed
 from rigfit.planning.plan import Candidate, Source
 from rigfit.planning.variant import Recomputed, Variant
 from rigfit.planning.ways import explain_failure
@@ -51,6 +51,10 @@ def search(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> Choice:
         UsageError, DoesNotFitError: See `derive_layout`; nothing fits in any variant.
     """
     searched = _Search(config, rig, prices)
+    if config.effective_batch_size % rig.world_size:
+        shared = share_odd_batch(config, rig, prices, searched.variants())
+        if shared is not None:
+            return shared
     refusals: list[DoesNotFitError] = []
     best: Choice | None = None
     for variant in searched.variants():

@@ -16,7 +16,7 @@ from rigfit.planning.memory.moments import in_8_bits
 from rigfit.planning.trace import Kind
 from rigfit.planning.variant import Variant
 from rigfit.planning.words import rank_word
-from rigfit.units import GIB, count, format_bytes
+from rigfit.units import GIB, count, format_bytes, format_bytes_apart
 from rigfit.workload import WorkloadConfig
 
 MOST_WAYS = 3
@@ -79,10 +79,10 @@ def explain_failure(
     variant = costs.variant.describe()
     how = "" if variant == "plain" else f" with {variant}"
     which = "the least demanding micro-batch" if config.micro_batch_size is None else "the micro-batch given by you"
+    peak, most, room = format_bytes_apart(costs.peak_bytes(size), needed, limit)
     cause = (
-        f"Nothing fits: {which}, {count(size, 'sample')}, needs "
-        f"{format_bytes(costs.peak_bytes(size))}{how}, with the margin of the prediction {format_bytes(needed)} per "
-        f"{word}, where {format_bytes(limit)} can be used ({costs.source})."
+        f"Nothing fits: {which}, {count(size, 'sample')}, needs {peak}{how}, with the margin of the prediction {most} "
+        f"per {word}, where {room} can be used ({costs.source})."
     )
     if config.memory_limit_gib is not None and limit < memory_limit(rig):
         enough = -(-needed * 10 // GIB) / 10

@@ -83,7 +83,7 @@ class Run:
         """Return the run in a folder, or the one that a `plan.json` lies in.
 
         Raises:
-            RunError: There is no run; the nearest ones are named.
+            UsageError: There is no run; the nearest ones are named.
         """
         asked = Path(path).expanduser()
         folder = asked.parent if asked.name == PLAN else asked
@@ -92,7 +92,7 @@ class Run:
         what = "is not a run folder: it has no plan.json" if folder.is_dir() else "does not exist"
         near = nearest_runs(folder)
         remedy = f"Did you mean {', '.join(map(str, near))}?" if near else "Start a run with `rigfit train`."
-        raise RunError(f"{asked} {what}.", remedy)
+        raise UsageError(f"{asked} {what}.", remedy)
 
     @property
     def name(self) -> str:

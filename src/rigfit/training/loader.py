@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from rigfit.errors import RigfitError
+from rigfit.errors import RigfitError, UsageError
 from rigfit.planning.plan import BatchLayout
 from rigfit.task import Batch
 from rigfit.training.order import fingerprint, sample_at, sample_rng
@@ -91,9 +91,19 @@ class Stream:
         return sample_at(position, len(self.samples), self.seed) if self.is_shuffled else (0, position)
 
     def load(self, position: int) -> tuple[Mapping[str, Any], int]:
-        """Return the sample at `position`, augmented as (seed, epoch, sample) say, and its fingerprint."""
+        """Return the sample at `position`, augmented as (seed, epoch, sample) say, and its fingerprint.
+
+        Raises:
+            UsageError: It is no mapping.
+        """
         epoch, index = self.sample_at(position)
-        return self.samples.load(index, sample_rng(self.seed, epoch, index)), fingerprint(position, index)
+        sample: object = self.samples.load(index, sample_rng(self.seed, epoch, index))
+        if not isinstance(sample, Mapping):
+            raise UsageError(
+                f"load({index}, rng) of the samples returned {type(sample).__name__}, where a mapping is expected.",
+                'Return a dictionary of numpy arrays and numbers, such as {"image": pixels, "label": 3}.',
+            )
+        return sample, fingerprint(position, index)
 
     def grouped(self, positions: range) -> Sequence[int]:
         """Return the positions of one step as they are dealt: by length where the samples are measured."""
@@ -108,10 +118,38 @@ class Stream:
         return self.samples.group_size if isinstance(self.samples, Grouped) else 1
 
     def collate(self, loaded: Sequence[tuple[Mapping[str, Any], int]]) -> tuple[Batch, int]:
-        """Return a micro-batch as tensors whose first dimension is the sample, and the sum of its fingerprints."""
+        """Return a micro-batch as tensors whose first dimension is the sample, and the sum of its fingerprints.
+
+        Raises:
+            UsageError: The samples differ in shape and do not say how they become a batch.
+        """
         samples = [dict(sample) for sample, _ in loaded]
-        batch = self.samples.collate(samples) if isinstance(self.samples, Collating) else default_collate(samples)
+        batch = self.samples.collate(samples) if isinstance(self.samples, Collating) else _stack(samples)
         return dict(batch), sum(print_ for _, print_ in loaded)
+
+
+def _stack(samples: list[dict[str, Any]]) -> Batch:
+    try:
+        batch: Batch = default_collate(samples)
+    except RuntimeError:
+        for name in samples[0]:
+            shapes = [_shape_of(sample.get(name)) for sample in samples]
+            other = next((shape for shape in shapes if shape != shapes[0]), None)
+            if other is not None:
+                raise UsageError(
+                    f"Samples of different shapes cannot be stacked: {name!r} is {shapes[0]} in one and {other} in "
+                    "another.",
+                    "Let load() return one shape, or define collate(samples) beside it, which pads them; and for plans "
+                    "example_batch(config, micro_batch_size) in the file, with the largest batch there can be.",
+                ) from None
+        raise
+    return batch
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    if isinstance(value, list | tuple | str):
+        return (len(value),)
+    return tuple(getattr(value, "shape", ()))
 
 
 class _Positions(Dataset[tuple[Mapping[str, Any], int] | RigfitError]):

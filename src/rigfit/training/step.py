@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from rigfit.errors import UsageError
-from rigfit.task import Task
+from rigfit.task import Batch, Task
 from rigfit.training.distributed import TensorExchange, World
 from rigfit.training.loader import MicroBatch, to_device
 from rigfit.training.optimizer import full_tensor
@@ -35,8 +36,30 @@ class StepSettings:
 
 
 def count_items(task: Task, micro_batches: Sequence[MicroBatch]) -> int:
-    """Return the items this rank's share of the step counts in the loss."""
-    return sum(task.count_items(micro.batch) for micro in micro_batches if not micro.is_filler)
+    """Return the items this rank's share of the step counts in the loss.
+
+    Raises:
+        UsageError: See `items_of`.
+    """
+    return sum(items_of(task, micro.batch) for micro in micro_batches if not micro.is_filler)
+
+
+def items_of(task: Task, batch: Batch) -> int:
+    """Return the items of a batch that the task counts in the loss.
+
+    Raises:
+        UsageError: It counts something else than whole items.
+    """
+    counted: Any = task.count_items(batch)
+    try:
+        return operator.index(counted)  # numpy's whole numbers too, and a tensor of one
+    except TypeError:
+        kind = f"a tensor of {counted.dtype}" if isinstance(counted, Tensor) else type(counted).__name__
+        raise UsageError(
+            f"count_items returned {kind}, where a whole number of items is expected.",
+            "Return how many samples, pixels or tokens the loss sums over, as in len(batch[...]) or "
+            'int(batch["mask"].sum()).',
+        ) from None
 
 
 def accumulate_gradients(

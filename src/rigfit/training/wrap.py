@@ -33,13 +33,34 @@ def prepare_model(task: Task, *, recomputed: Recomputed, is_channels_last: bool)
     """Apply what concerns one rank alone: recomputation of blocks, memory format.
 
     Raises:
-        UsageError: See `blocks_of`, which is asked here so that a mistake is told however the task will run.
+        UsageError: Nothing can be trained; or see `blocks_of`, which is asked here so that a mistake is told however
+            the task will run.
     """
+    _require_trainable(task)
     blocks_of(task)
     if recomputed != "none":
         checkpoint_blocks(task, recomputed)
     if is_channels_last:
         task.to(memory_format=torch.channels_last)
+
+
+def _require_trainable(task: Task) -> None:
+    """Refuse a task without parameters that an optimizer can update."""
+    trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
+    if not trained:
+        held = "all are frozen (requires_grad=False)" if any(True for _ in task.parameters()) else "it has none"
+        raise UsageError(
+            f"The task has no parameters to train: {held}.",
+            "Give it modules as attributes in __init__ (self.net = ...; of a list, nn.ModuleList), some of them not "
+            "frozen.",
+        )
+    for name, parameter in trained.items():
+        if parameter.is_complex():
+            raise UsageError(
+                f"The parameter {name} is complex ({parameter.dtype}), and complex parameters are not supported.",
+                "Keep a real parameter whose last dimension is 2, and write torch.view_as_complex(parameter) where it "
+                "is used.",
+            )
 
 
 def wrap_for(task: Task, *, strategy: Strategy, world: World) -> nn.Module:

@@ -25,7 +25,7 @@ from rigfit.training.blocks import blocks_of, facts_of
 from rigfit.training.distributed import World
 from rigfit.training.loader import MicroBatch
 from rigfit.training.optimizer import WeightAverage, build_optimizer, decay_groups, set_rate
-from rigfit.training.step import StepSettings, accumulate_gradients, finish_step, update_weights
+from rigfit.training.step import StepSettings, accumulate_gradients, finish_step, items_of, update_weights
 from rigfit.training.weights import not_saved
 from rigfit.training.wrap import prepare_model
 from rigfit.workload import Precision, WorkloadConfig
@@ -75,7 +75,7 @@ def read_step(
     started = time.perf_counter()
     is_cuda = target.device_kind == "cuda"
     device = torch.device("cuda", 0) if is_cuda and not is_rewritten else torch.device("cpu")
-    num_items = max(1, task.count_items(batch))
+    num_items = max(1, items_of(task, batch))
     with Unwritten():  # before the storage is gone: parameters without storage cannot change their memory format
         prepare_model(task, recomputed=target.recomputed, is_channels_last=target.channels_last)
     with on_paper(

@@ -24,7 +24,7 @@ from rigfit.planning.show.table import (
 )
 from rigfit.planning.variant import Variant
 from rigfit.planning.words import describe_blocks, on_one_line, rank_word
-from rigfit.units import GIB, format_bytes, format_speed
+from rigfit.units import GIB, format_bytes, format_bytes_apart, format_speed
 
 PAGE_WIDTH = 100
 _NARROWEST_BAR, _WIDEST_BAR = 8, 24
@@ -224,10 +224,10 @@ def _need(refused: Refused, rig: Rig) -> str:
         return f"{refused.cause} {refused.remedy}"
     word = rank_word(rig.kind)
     how = "" if refused.variant == Variant() else f", {refused.variant.describe()}"
+    peak, upper, limit = format_bytes_apart(refused.peak_bytes, refused.upper_bytes, refused.limit_bytes or 0)
     return (
-        f"needs at least {format_bytes(refused.peak_bytes)} per {word}, with the margin of the prediction "
-        f"{format_bytes(refused.upper_bytes)} (micro-batch {refused.micro_batch_size}{how}; estimated); "
-        f"{format_bytes(refused.limit_bytes or 0)} can be used"
+        f"needs at least {peak} per {word}, with the margin of the prediction {upper} "
+        f"(micro-batch {refused.micro_batch_size}{how}; estimated); {limit} can be used"
     )
 
 
