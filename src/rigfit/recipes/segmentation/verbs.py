@@ -16,9 +16,11 @@ from rigfit.units import count
 
 # Torch and timm take seconds to import; each verb brings in its own.
 if TYPE_CHECKING:
+    from rigfit.recipes.segmentation.scored import Scored
     from rigfit.task import Trained
 
 _TABLE, _SCORES = "masks.tsv", "scores.tsv"
+_MOST_NAMED = 3  # pictures that are left out
 
 
 def predict(
@@ -69,6 +71,8 @@ def predict(
 def score(trained: Trained, *, out: Path, folder: Path | None = None, flips: bool = False, scales: str = "1") -> str:
     """Measure on test sets that were never trained on, at the size of their own masks.
 
+    Pictures that training would not take, for their mask is missing or of another shape, say, are left out and told.
+
     Args:
         trained: The run.
         out: Folder for `scores.tsv` (a row for each set) and `SET.tsv` (a row for each picture).
@@ -77,33 +81,59 @@ def score(trained: Trained, *, out: Path, folder: Path | None = None, flips: boo
         flips: Look at each picture mirrored, too, and average.
         scales: Sizes to look at, as shares of the size trained at, such as 0.75,1,1.25; averaged.
     """
-    from rigfit.recipes.segmentation.predict import Views, read_scales
+    from rigfit.recipes.segmentation.predict import Views, read_scales, segmentation_config
     from rigfit.recipes.segmentation.scored import find_sets, measure_set
 
     views = Views(flips=flips, scales=read_scales(scales))
     sets = find_sets(trained, folder)
     command = f"segmentation score {trained.folder} {folder.resolve() if folder else 'its own test sets'}"
     results = open_results(out, command=command, given_as="--out")
-    found = {name: measure_set(trained, root, pairs, views) for name, (root, pairs) in sets.items()}
+    measured = {name: measure_set(trained, test_set, views) for name, test_set in sets.items()}
+    left_out = [_told_left_out(name, one) for name, one in measured.items() if one.left_out or not one.rows]
+    found = {name: scored for name, scored in measured.items() if scored.rows}
+    if not found:
+        threshold = segmentation_config(trained).mask_threshold
+        raise DataError(
+            f"No picture can be measured. {'. '.join(left_out)}.",
+            f"Mend pictures and masks; foreground has values above {threshold}, as in training.",
+        )
     for name, scored in found.items():
         columns = ["image", *sorted({column for row in scored.rows.values() for column in row})]
         cells = [[image, *(_cell(row.get(one)) for one in columns[1:])] for image, row in scored.rows.items()]
-        _write_table(results, f"{name}.tsv", [columns, *cells])
-    names = list(next(iter(found.values())).scores)
+        _write_table(results, _table_of(name), [columns, *cells])
+    names = list(max((scored.scores for scored in found.values()), key=len))  # without F where all masks are empty
     rows = [[name, *(_cell(scored.scores.get(one)) for one in names)] for name, scored in found.items()]
     table = _write_table(results, _SCORES, [["set", *names], *rows])
     lines = [f"{name}: {_told(scored.scores)}" for name, scored in found.items()]
-    return "\n".join([*lines, f"{table}: every measure, and beside it the best of three predictors that never look"])
+    return "\n".join(
+        [*left_out, *lines, f"{table}: every measure, and beside it the best of three predictors that never look"]
+    )
 
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def _table_of(name: str) -> str:
+    """Return the file for the pictures of a test set; one that is named as the table of all sets gets a folder."""
+    table = f"{name}.tsv"
+    return f"{name}/pictures.tsv" if table.lower() == _SCORES else table
+
+
 def _told(scores: Mapping[str, float]) -> str:
-    shown = ("s_measure", "e_measure_mean", "f_weighted", "mae", "iou")
+    shown = [name for name in ("s_measure", "e_measure_mean", "f_weighted", "mae", "iou") if name in scores]
     parts = [f"{name} {scores[name]:.3f} (baseline {scores[f'baseline/{name}']:.3f})" for name in shown]
-    return f"{int(scores['pictures'])} pictures, " + ", ".join(parts)
+    parts += [] if "f_weighted" in scores else ["no F, for every mask is empty"]
+    return f"{count(int(scores['pictures']), 'picture')}, " + ", ".join(parts)
+
+
+def _told_left_out(name: str, scored: Scored) -> str:
+    if not scored.left_out:
+        return f"{name}: holds no pictures"
+    total = count(len(scored.rows) + len(scored.left_out), "picture")
+    named = "; ".join(f"{image}: {reason}" for image, reason in scored.left_out[:_MOST_NAMED])
+    more = len(scored.left_out) - _MOST_NAMED
+    return f"{name}: left out {len(scored.left_out)} of {total}: {named}{f'; and {more} more' if more > 0 else ''}"
 
 
 def _write_picture(results: ResultFolder, name: str, pixels: Any) -> None:
