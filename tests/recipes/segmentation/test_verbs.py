@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import shutil
 from pathlib import Path
@@ -136,6 +137,33 @@ def test_masks_written_into_the_folder_of_pictures_are_not_looked_at_the_next_ti
     assert way_out
     (next((alone / "results").iterdir()) / way_out.group(1)).unlink()
     assert "4 pictures" in verbs.predict(trained, alone, out=pictures.parent / "out")  # two masks, two overlays
+
+
+def test_pictures_that_differ_in_their_suffix_alone_have_masks_of_their_own(
+    trained: Trained, pictures: Path, tmp_path: Path
+) -> None:
+    verbs.predict(trained, pictures, out=tmp_path / "out")
+    Image.fromarray(toy_pair(2)[0]).save(pictures / "one.png")
+    Image.fromarray(toy_pair(3)[0]).save(pictures / "one.jpg.png")  # without its suffix it would be one.jpg
+    told = verbs.predict(trained, pictures, out=tmp_path / "out")
+    masks = tmp_path / "out/photos/masks"
+    names = {path.relative_to(masks).as_posix() for path in masks.rglob("*.png")}
+    assert names == {"deeper/two.png", "one.jpg.png", "one.png.png", "one.jpg.png.png"}
+    with Image.open(masks / "one.jpg.png") as first, Image.open(masks / "one.png.png") as second:
+        assert (first.size, second.size) == ((70, 50), (48, 40))
+    assert "share a name but for the suffix keep it: 3, such as masks/one.jpg.png" in told
+    assert "4 pictures" in told
+
+
+def test_a_picture_whose_name_is_not_utf_8_has_a_mask_and_a_row(
+    trained: Trained, pictures: Path, tmp_path: Path
+) -> None:
+    os.rename(pictures / "one.jpg", os.fsencode(pictures) + b"/o\xff.jpg")
+    for _ in range(2):
+        verbs.predict(trained, pictures, out=tmp_path / "out")
+    rows = list(csv.reader((tmp_path / "out/photos/masks.tsv").open(encoding="utf-8"), delimiter="\t"))
+    assert [row[0] for row in rows] == ["image", "deeper/two.png", r"o\udcff.jpg"]
+    assert os.path.exists(os.fsencode(tmp_path) + b"/out/photos/masks/o\xff.png")
 
 
 def test_pictures_that_are_not_there_are_told(trained: Trained, tmp_path: Path) -> None:

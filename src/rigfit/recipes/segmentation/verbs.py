@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,12 +32,21 @@ def predict(
         trained: The run.
         source: A picture, or a folder (its subfolders too).
         out: Folder for a folder named as the source, with `masks/` (probabilities, 0 to 255), `overlays/` and
-            `masks.tsv`. Nothing is written over but results of the same source.
+            `masks.tsv`. A mask is named as its picture without the suffix, or with it where two pictures would share
+            the name. Nothing is written over but results of the same source.
         flips: Look at each picture mirrored, too, and average.
         scales: Sizes to look at, as shares of the size trained at, such as 0.75,1,1.25; averaged.
         threshold: A pixel is of the object from this probability on, in overlays and areas.
     """
-    from rigfit.recipes.segmentation.predict import Views, find_pictures, overlay, predict_one, read_each, read_scales
+    from rigfit.recipes.segmentation.predict import (
+        Views,
+        find_pictures,
+        name_masks,
+        overlay,
+        predict_one,
+        read_each,
+        read_scales,
+    )
 
     if not 0 < threshold < 1:
         raise UsageError(f"threshold is {threshold}.", "Give threshold between 0 and 1.")
@@ -47,7 +56,7 @@ def predict(
     read = source.resolve()
     folder = out / (read.stem if read.is_file() else read.name or "root")
     results = open_results(folder, command=f"segmentation predict {trained.folder} {read}", given_as="--out")
-    names = {path: path.relative_to(base).with_suffix("").as_posix() for path in pictures}
+    names = name_masks(pictures, base)
     results.require_free([_TABLE, *(f"{kind}/{name}.png" for name in names.values() for kind in ("masks", "overlays"))])
     rows, left_out = [], []
     for path, rgb in read_each(pictures):
@@ -65,7 +74,7 @@ def predict(
     table = _write_table(results, _TABLE, [("image", "object_share", "highest_probability"), *rows])
     empty = sum(row[1] == "0.0000" for row in rows)
     told = f"{table}: {count(len(rows), 'picture')}, {empty} of them without an object at threshold {threshold:g}"
-    return "\n".join([*passed_over(source), *left_out, told])
+    return "\n".join([*passed_over(source), *_told_full_names(names), *left_out, told])
 
 
 def score(trained: Trained, *, out: Path, folder: Path | None = None, flips: bool = False, scales: str = "1") -> str:
@@ -101,13 +110,22 @@ def score(trained: Trained, *, out: Path, folder: Path | None = None, flips: boo
         columns = ["image", *sorted({column for row in scored.rows.values() for column in row})]
         cells = [[image, *(_cell(row.get(one)) for one in columns[1:])] for image, row in scored.rows.items()]
         _write_table(results, _table_of(name), [columns, *cells])
-    names = list(max((scored.scores for scored in found.values()), key=len))  # without F where all masks are empty
+    fullest = max(found.values(), key=lambda scored: len(scored.scores))  # a set of empty masks has no F
+    names = list(fullest.scores)
     rows = [[name, *(_cell(scored.scores.get(one)) for one in names)] for name, scored in found.items()]
     table = _write_table(results, _SCORES, [["set", *names], *rows])
     lines = [f"{name}: {_told(scored.scores)}" for name, scored in found.items()]
     return "\n".join(
         [*left_out, *lines, f"{table}: every measure, and beside it the best of three predictors that never look"]
     )
+
+
+def _told_full_names(names: Mapping[Path, str]) -> list[str]:
+    """Return what to tell of masks that keep the suffix of their picture in their name."""
+    full = [name for path, name in names.items() if path.suffix and PurePosixPath(name).name == path.name]
+    if not full:
+        return []
+    return [f"pictures that share a name but for the suffix keep it: {len(full)}, such as masks/{full[0]}.png"]
 
 
 def _cell(value: float | None) -> str:
@@ -142,7 +160,10 @@ def _write_picture(results: ResultFolder, name: str, pixels: Any) -> None:
 
 
 def _write_table(results: ResultFolder, name: str, rows: Sequence[Sequence[str]]) -> Path:
-    with results.new_file(name) as path, path.open("w", newline="", encoding="utf-8") as file:
+    with (
+        results.new_file(name) as path,
+        path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
     return results.path / name
 
