@@ -129,6 +129,16 @@ def test_clusters_cover_every_tile_once(trained: Trained, tmp_path: Path) -> Non
     assert "3 clusters of 12 tiles, silhouette" in said
 
 
+@pytest.mark.parametrize(("verb", "table"), [(verbs.latents, "latents.csv"), (verbs.cluster, "clusters.csv")])
+def test_tables_name_tiles_whose_names_are_not_utf_8(
+    verb: Callable[..., str], table: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ToySamples, "path", lambda self, index: f"caf\udce9{index}.png")
+    verb(trained, out=tmp_path)
+    rows = list(csv.DictReader((tmp_path / table).open(encoding="utf-8")))
+    assert [row["path"] for row in rows][:2] == [r"caf\udce90.png", r"caf\udce91.png"]
+
+
 def test_as_many_clusters_as_tiles_have_no_silhouette(trained: Trained, tmp_path: Path) -> None:
     assert "silhouette not defined" in verbs.cluster(trained, out=tmp_path, num_clusters=12)
 

@@ -10,7 +10,7 @@ import pytest
 from rigfit.errors import DataError, UsageError
 from rigfit.recipes.ocr.source import page_of, read_source
 from rigfit.recipes.ocr.table import read_table
-from tests.recipes.ocr.toy_lines import draw_line, prepare, write_lines
+from tests.recipes.ocr.toy_lines import draw_line, lines_of, prepare, write_lines
 from tests.shared_data import shared_data
 
 # Texts that a data frame reads as missing values.
@@ -194,6 +194,38 @@ def test_files_whose_name_is_not_utf_8_are_listed_and_left_out(tmp_path: Path) -
     assert len(splits.train) + len(splits.validation) == 4
     listed = (tmp_path / "run" / "data" / "left_out.csv").read_text(encoding="utf-8")
     assert "caf\\udce9_l1.png,the name of its file is not UTF-8" in listed
+
+
+def test_names_that_no_file_can_have_are_listed_and_left_out(tmp_path: Path) -> None:
+    table = write_lines(tmp_path / "lines")
+    rows = [
+        dict(zip(("image", "text", "page"), line.split("\t"), strict=True))
+        for line in table.read_text().split("\n")[1:-1]
+    ]
+    rows += [rows[0] | {"image": "a\0b.png"}, rows[0] | {"image": "x" * 5000}]
+    table.unlink()
+    table.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    _, splits = prepare(tmp_path, data=str(tmp_path / "lines"), max_bad_fraction=0.2)
+    assert len(splits.train) + len(splits.validation) == len(rows) - 2
+    _, nul, overlong = (tmp_path / "data/left_out.csv").read_text(encoding="utf-8").splitlines()
+    assert nul.startswith(r"'a\x00b.png',the image cannot be found: ")
+    assert overlong.startswith(f"'{'x' * 60}',the image cannot be found: ")
+
+
+def test_a_table_may_name_a_page_of_its_own_for_every_line(tmp_path: Path) -> None:
+    table = write_lines(tmp_path / "lines", lines_per_page=1)
+    _, splits = prepare(tmp_path, data=str(table))
+    held_out = {lines_of(splits.validation).name(row) for row in range(len(splits.validation))}
+    assert len(held_out) == 4  # 0.3 of 12
+    assert any(fact.startswith("held out by page: 4 of 12 pages with 4 of 12 lines") for fact in splits.facts)
+    named = [line.rsplit("\t", 1)[0] for line in table.read_text(encoding="utf-8").splitlines()]
+    named = [named[0], *(f"scan{line}" for line in named[1:])]  # scan00.png speaks of no page
+    for number in range(12):
+        (table.parent / f"{number:02d}.png").rename(table.parent / f"scan{number:02d}.png")
+    table.write_text("\n".join(named) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no two lines belong to one page") as caught:
+        prepare(tmp_path, data=str(table))
+    assert caught.value.remedy.startswith("Name the page, document or writer in a column of the table")
 
 
 def test_json_values_that_are_no_text_are_none(tmp_path: Path) -> None:

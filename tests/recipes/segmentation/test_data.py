@@ -133,14 +133,33 @@ def test_masks_of_zero_and_one_are_refused_with_the_threshold_that_reads_them(tm
     assert total > 100
 
 
+def test_masks_of_zero_and_one_among_others_are_left_out_and_not_trained_on_as_empty(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write_pairs(root / "images", root / "masks", range(10))  # 3 and 7 are empty
+    for number in (0, 1, 7):
+        path = root / f"masks/pair{number:03d}.png"
+        Image.fromarray(np.asarray(Image.open(path)) // 255).save(path)
+    with pytest.raises(DataError, match=r"2 of 10 pictures .*pair000.jpg: its mask has values up to 1, none") as caught:
+        prepared(root, tmp_path / "data")
+    assert "mask_threshold=0, or allow them: max_bad_fraction=0.21" in caught.value.remedy
+    splits = prepared(root, tmp_path / "data", max_bad_fraction=0.21)
+    assert len(splits.train) + len(splits.validation) == 8
+    assert "empty masks: 2; right is to find nothing there" in splits.facts
+    splits = prepared(root, tmp_path / "data", mask_threshold=0)
+    assert len(splits.train) + len(splits.validation) == 10
+    assert "empty masks: 2; right is to find nothing there" in splits.facts
+
+
 @pytest.mark.parametrize("value", [127, 128])
 def test_foreground_is_above_127(value: int, tmp_path: Path) -> None:
     root = tmp_path / "root"
     write_pairs(root / "images", root / "masks", range(3))
-    Image.fromarray(np.full((40, 48), value, np.uint8)).save(root / "masks/pair000.png")
+    half = np.full((40, 48), value, np.uint8)
+    half[:, 24:] = 255
+    Image.fromarray(half).save(root / "masks/pair000.png")
     prepared(root, tmp_path / "data", validation_fraction=0.0)
     splits = open_data(tiny_config(data=str(root), augment="none"), tmp_path / "data")
-    assert splits.train.load(0, np.random.default_rng(0))["mask"].mean() == (value > 127)
+    assert splits.train.load(0, np.random.default_rng(0))["mask"].mean() == (1 if value > 127 else 0.5)
 
 
 def test_folders_without_masks_are_refused_with_the_layouts_there_are(tmp_path: Path) -> None:

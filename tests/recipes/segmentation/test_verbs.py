@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import shutil
 from pathlib import Path
@@ -138,6 +139,33 @@ def test_masks_written_into_the_folder_of_pictures_are_not_looked_at_the_next_ti
     assert "4 pictures" in verbs.predict(trained, alone, out=pictures.parent / "out")  # two masks, two overlays
 
 
+def test_pictures_that_differ_in_their_suffix_alone_have_masks_of_their_own(
+    trained: Trained, pictures: Path, tmp_path: Path
+) -> None:
+    verbs.predict(trained, pictures, out=tmp_path / "out")
+    Image.fromarray(toy_pair(2)[0]).save(pictures / "one.png")
+    Image.fromarray(toy_pair(3)[0]).save(pictures / "one.jpg.png")  # without its suffix it would be one.jpg
+    told = verbs.predict(trained, pictures, out=tmp_path / "out")
+    masks = tmp_path / "out/photos/masks"
+    names = {path.relative_to(masks).as_posix() for path in masks.rglob("*.png")}
+    assert names == {"deeper/two.png", "one.jpg.png", "one.png.png", "one.jpg.png.png"}
+    with Image.open(masks / "one.jpg.png") as first, Image.open(masks / "one.png.png") as second:
+        assert (first.size, second.size) == ((70, 50), (48, 40))
+    assert "share a name but for the suffix keep it: 3, such as masks/one.jpg.png" in told
+    assert "4 pictures" in told
+
+
+def test_a_picture_whose_name_is_not_utf_8_has_a_mask_and_a_row(
+    trained: Trained, pictures: Path, tmp_path: Path
+) -> None:
+    os.rename(pictures / "one.jpg", os.fsencode(pictures) + b"/o\xff.jpg")
+    for _ in range(2):
+        verbs.predict(trained, pictures, out=tmp_path / "out")
+    rows = list(csv.reader((tmp_path / "out/photos/masks.tsv").open(encoding="utf-8"), delimiter="\t"))
+    assert [row[0] for row in rows] == ["image", "deeper/two.png", r"o\udcff.jpg"]
+    assert os.path.exists(os.fsencode(tmp_path) + b"/out/photos/masks/o\xff.png")
+
+
 def test_pictures_that_are_not_there_are_told(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="There is no file or folder"):
         verbs.predict(trained, tmp_path / "nowhere", out=tmp_path / "out")
@@ -166,6 +194,71 @@ def test_named_test_sets_are_measured_at_the_size_of_their_masks_beside_a_baseli
     assert float(camo["baseline/mae"]) <= float(np.mean([toy_pair(n)[1].mean() / 255 for n in range(3)])) + 1e-4
     rows = list(csv.DictReader((tmp_path / "scores/CAMO.tsv").open(), delimiter="\t"))
     assert [row["image"] for row in rows] == [f"CAMO/Imgs/pair{number:03d}.jpg" for number in range(3)]
+
+
+def test_what_training_would_not_take_is_left_out_of_a_score_and_told(trained: Trained, tmp_path: Path) -> None:
+    root = tmp_path / "benchmarks"
+    for name in ("good", "odd", "without"):
+        write_pairs(root / name / "images", root / name / "masks", range(2))
+    write_pairs(root / "odd/images", root / "odd/masks", range(2, 7))
+    Image.fromarray(toy_pair(2)[1][:, :30]).save(root / "odd/masks/pair002.png")  # another shape
+    (root / "odd/images/pair003.jpg").write_bytes(b"\xff\xd8\xff broken")
+    Image.fromarray(toy_pair(4)[1] // 255).save(root / "odd/masks/pair004.png")
+    for path in (*(root / "odd/masks").glob("pair00[56].png"), *(root / "without/masks").iterdir()):
+        path.unlink()
+    told: Any = verbs.score(trained, out=tmp_path / "scores", folder=root)
+    lines = told.splitlines()
+    assert lines[0].startswith("odd: left out 5 of 7 pictures: odd/images/pair005.jpg: no mask of this name in masks/")
+    assert "odd/images/pair002.jpg: 48 x 40 pixels, its mask 30 x 40: not the same shape" in lines[0]
+    assert lines[0].endswith("; and 2 more")
+    assert lines[1].startswith("without: left out 2 of 2 pictures: without/images/pair000.jpg: no mask")
+    assert lines[3].startswith("odd: 2 pictures, ")
+    good, odd = list(csv.DictReader((tmp_path / "scores/scores.tsv").open(), delimiter="\t"))
+    assert (good.pop("set"), odd.pop("set")) == ("good", "odd")
+    assert good == odd  # the two pictures that are left are the same
+    shutil.rmtree(root / "good")
+    shutil.rmtree(root / "odd/masks")
+    write_pairs(tmp_path / "rest", root / "odd/masks", range(3, 4))
+    with pytest.raises(DataError, match=r"No picture can be measured\. odd: left out 7 of 7 pictures") as caught:
+        verbs.score(trained, out=tmp_path / "again", folder=root)
+    assert "values above 127" in caught.value.remedy
+    assert not (tmp_path / "again").exists()
+
+
+def test_masks_of_zero_and_one_are_not_scored_as_empty(trained: Trained, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    write_pairs(root / "images", root / "masks", range(2))
+    for path in (root / "masks").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) // 255).save(path)
+    with pytest.raises(DataError, match="its mask has values up to 1, none above mask_threshold=127"):
+        verbs.score(trained, out=tmp_path / "scores", folder=root)
+
+
+def test_a_set_of_empty_masks_has_every_measure_but_f(trained: Trained, tmp_path: Path) -> None:
+    root = tmp_path / "benchmarks"
+    write_pairs(root / "empty/images", root / "empty/masks", range(3, 4))
+    told: Any = verbs.score(trained, out=tmp_path / "alone", folder=root)
+    assert "empty: 1 picture, s_measure " in told
+    assert "(baseline 1.000), no F, for every mask is empty" in told  # nothing found is right
+    write_pairs(root / "full/images", root / "full/masks", range(2))
+    verbs.score(trained, out=tmp_path / "both", folder=root)
+    empty, full = list(csv.DictReader((tmp_path / "both/scores.tsv").open(), delimiter="\t"))
+    assert (empty["set"], empty["f_weighted"]) == ("empty", "")
+    assert float(full["f_weighted"]) >= 0
+    assert 0 <= float(empty["mae"]) <= 1
+
+
+def test_a_set_may_have_the_name_of_the_table_of_all(trained: Trained, tmp_path: Path) -> None:
+    root = tmp_path / "benchmarks"
+    for number, name in enumerate(("other", "scores")):
+        write_pairs(root / name / "images", root / name / "masks", range(number, number + 1))
+    for _ in range(2):  # the second replaces the first
+        verbs.score(trained, out=tmp_path / "out", folder=root)
+    read = {path: list(csv.DictReader(path.open(), delimiter="\t")) for path in (tmp_path / "out").rglob("*.tsv")}
+    named = {path.relative_to(tmp_path / "out").as_posix(): rows for path, rows in read.items()}
+    assert [row["set"] for row in named["scores.tsv"]] == ["other", "scores"]
+    assert [row["image"] for row in named["other.tsv"]] == ["other/images/pair000.jpg"]
+    assert [row["image"] for row in named["scores/pictures.tsv"]] == ["scores/images/pair001.jpg"]
 
 
 def test_a_run_whose_data_had_no_test_sets_is_told_how_to_name_some(trained: Trained, tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rigfit.errors import DataError, UsageError
 from rigfit.recipes.vqa.data import find_questions
 from rigfit.recipes.vqa.questions import find_files, read_questions, write_rows
+from rigfit.recipes.vqa.samples import VqaSamples
 from tests.recipes.vqa.tiny import prepared, tiny_config, write_questions
 
 
@@ -202,3 +204,16 @@ def test_half_a_character_is_named_and_a_whole_one_in_two_halves_is_read(tmp_pat
         "qa.jsonl:1",
         "the answer holds \\ud83d, half of a character without its other half",
     )
+
+
+def test_files_and_folders_whose_names_are_not_utf_8_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "caf\udce9"
+    data = write_questions(folder).rename(folder / "caf\udce9.jsonl")
+    with data.open("a", encoding="utf-8") as file:
+        file.write("no JSON\n")
+    _, splits = prepared(tmp_path, data=str(data), max_bad_fraction=0.1)
+    assert isinstance(splits.train, VqaSamples)
+    assert splits.train.load(0, np.random.default_rng(0))["image"].shape == (3, 56, 56)
+    assert len(splits.train.rows) + len(getattr(splits.validation, "rows", [])) == 36
+    (rejected,) = (tmp_path / "data" / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(rejected)["where"] == "caf\udce9.jsonl:37"

@@ -73,7 +73,7 @@ def latents(trained: Trained, *, out: Path, split: Split = "all") -> str:
     found = encode_all(trained, tiles)
     folder = writable_folder(out)
     save_file({"latents": found}, folder / "latents.safetensors")
-    with (folder / "latents.csv").open("w", newline="", encoding="utf-8") as file:
+    with (folder / "latents.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "path", "split"])
         writer.writerows([index, tiles[index].path, tiles[index].split] for index in range(len(tiles)))
@@ -272,7 +272,7 @@ def _cluster_row(tiles: Tiles, group: int, groups: NDArray[np.int32], distances:
 
 
 def _write_clusters(path: Path, tiles: Tiles, groups: NDArray[np.int32], distances: NDArray[np.float32]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "path", "split", "cluster", "distance_to_centre"])
         for index, (group, distance) in enumerate(zip(groups, distances, strict=True)):

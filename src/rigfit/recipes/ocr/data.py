@@ -199,7 +199,10 @@ def _split(labelled: Sequence[_Labelled], config: OcrConfig) -> tuple[list[_Labe
     groups = [one.line.groups for one in labelled]
     kind = choose_kind(groups, config.split_by)
     names = [named[kind] for named in groups]
-    held_out = held_out_groups(names, seed=config.seed, fraction=config.validation_fraction)
+    is_guessed = kind == "page" and any(one.line.is_page_guessed for one in labelled)
+    held_out = held_out_groups(
+        names, kind=kind, is_guessed=is_guessed, seed=config.seed, fraction=config.validation_fraction
+    )
     split = [
         _Labelled(line=one.line, text=one.text, is_held_out=name in held_out)
         for one, name in zip(labelled, names, strict=True)

@@ -17,6 +17,8 @@ from rigfit.units import count
 GROUPS = ("writer", "document", "page")
 """What lines may share, the widest first."""
 
+_NAME_SHOWN = 60  # characters, of a name that cannot be one
+
 # Names of lines within a page: Transkribus (tr_1_tl_2, r1l3), eScriptorium (eSc_line_1a2b), _l012, _line_3, a number.
 _LINE_PART = re.compile(r"^(.+?)[._-](?:tr_\d+_tl_\d+|r\d+l\d+|(?:eSc_)?line[._-]?\w+|l[._-]?\d+|\d+)$", re.IGNORECASE)
 
@@ -33,6 +35,7 @@ class Line:
         name: What a person finds it by.
         text: As it stands in the data.
         groups: `writer`, `document`, `page` -> name, as far as known.
+        is_page_guessed: Whether the page is what the name of a file seems to speak of, and not said by the data.
     """
 
     image: str
@@ -42,6 +45,7 @@ class Line:
     name: str
     text: str
     groups: dict[str, str]
+    is_page_guessed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,17 +142,24 @@ def _of_pair(train: Path, held_out: Path) -> Source:
 def _of_table(path: Path) -> tuple[tuple[Line, ...], tuple[tuple[str, str], ...]]:
     lines, bad = [], []
     for row in read_table(path):
-        image = (path.parent / row.image).resolve()
-        if not image.is_file():
-            bad.append((row.image, "the image is missing"))
-        else:
+        try:
+            image = (path.parent / row.image).resolve()
+            is_there = image.is_file()
+        except (OSError, ValueError) as error:  # longer than a file system allows, or a NUL in it
+            name = ascii(row.image[:_NAME_SHOWN])
+            bad.append((name, f"the image cannot be found: {getattr(error, 'strerror', None) or error}"))
+            continue
+        if is_there:
             lines.append(_line_of_row(row, image))
+        else:
+            bad.append((row.image, "the image is missing"))
     return tuple(lines), tuple(bad)
 
 
 def _line_of_row(row: TableRow, image: Path) -> Line:
     groups = {"page": page_of(Path(row.image)), **row.groups}
-    return Line(image=str(image), name=row.image, text=row.text, groups=groups)
+    is_guessed = "page" not in row.groups
+    return Line(image=str(image), name=row.image, text=row.text, groups=groups, is_page_guessed=is_guessed)
 
 
 def _of_text_files(folder: Path) -> tuple[tuple[Line, ...], tuple[tuple[str, str], ...]]:
@@ -167,8 +178,14 @@ def _of_text_files(folder: Path) -> tuple[tuple[Line, ...], tuple[tuple[str, str
         except (OSError, UnicodeDecodeError) as error:
             bad.append((name, f"the text cannot be read: {error}"))
             continue
-        groups = {"page": page_of(image.relative_to(folder))}
-        lines.append(Line(image=str(image.resolve()), name=str(image.relative_to(folder)), text=text, groups=groups))
+        found = Line(
+            image=str(image.resolve()),
+            name=str(image.relative_to(folder)),
+            text=text,
+            groups={"page": page_of(image.relative_to(folder))},
+            is_page_guessed=True,
+        )
+        lines.append(found)
     return tuple(lines), tuple(bad)
 
 

@@ -12,7 +12,7 @@ from rigfit.recipes.segmentation.config import SAMPLE, SegmentationConfig
 from rigfit.recipes.segmentation.drawn import SAMPLE_FACT, write_sample
 from rigfit.recipes.segmentation.index import REJECTED_NAME, Index, read_index, write_index
 from rigfit.recipes.segmentation.layouts import LAYOUTS, Pair, find_layout, match
-from rigfit.recipes.segmentation.look import Progress, Seen, look_at
+from rigfit.recipes.segmentation.look import Progress, Seen, dimness, look_at
 from rigfit.recipes.segmentation.samples import PairSamples
 from rigfit.units import count
 from rigfit.workload import Splits
@@ -38,8 +38,10 @@ def prepare_data(config: SegmentationConfig, folder: Path, progress: Progress) -
     pairs, rejected = match(layout.train, root)
     seen, bad = look_at(root, pairs, threshold=config.mask_threshold, progress=progress)
     rejected += bad
-    _check_enough(seen, rejected, root, config)
     _check_threshold(seen, config)
+    seen, dim = _without_dim(seen, config)
+    rejected += [(one.image, reason) for one, reason in dim]
+    _check_enough(seen, rejected, root, config, dim=[one for one, _ in dim])
     matched = {name: match(folders, root) for name, folders in layout.tests.items()}
     tests = {name: tuple(found) for name, (found, _) in matched.items()}
     for _, unmatched in matched.values():
@@ -106,7 +108,12 @@ def _pairs_of(seen: Sequence[Seen]) -> tuple[Pair, ...]:
 
 
 def _check_enough(
-    seen: Sequence[Seen], rejected: Sequence[tuple[str, str]], root: Path, config: SegmentationConfig
+    seen: Sequence[Seen],
+    rejected: Sequence[tuple[str, str]],
+    root: Path,
+    config: SegmentationConfig,
+    *,
+    dim: Sequence[Seen],
 ) -> None:
     total = len(seen) + len(rejected)
     if seen and len(rejected) <= config.max_bad_fraction * total:
@@ -114,6 +121,9 @@ def _check_enough(
     if not total:
         raise DataError(f"{root} holds no pictures.", f"Give {LAYOUTS}")
     allow = f", or allow them: max_bad_fraction={min(1.0, int(100 * len(rejected) / total + 1) / 100)}" if seen else ""
+    if dim:
+        lower = f", say where foreground begins in all masks: {_threshold_below(min(one.largest for one in dim))}"
+        allow = lower + allow
     told = "; ".join(f"{name}: {reason}" for name, reason in rejected[:3])
     raise DataError(
         f"{len(rejected)} of {count(total, 'picture')} in {root} cannot be used ({told}).", f"Mend them{allow}."
@@ -122,12 +132,26 @@ def _check_enough(
 
 def _check_threshold(seen: Sequence[Seen], config: SegmentationConfig) -> None:
     """Refuse masks of 0 and 1, say, under a threshold that takes all of them for background."""
-    largest = max(one.largest for one in seen)
+    largest = max((one.largest for one in seen), default=0)
     if 0 < largest <= config.mask_threshold:
         raise DataError(
             f"No mask has a value above {config.mask_threshold}; the largest is {largest}, so all would be empty.",
-            f"Say where foreground begins: mask_threshold={(largest - 1) // 2 if largest > 1 else 0}.",
+            f"Say where foreground begins: {_threshold_below(largest)}.",
         )
+
+
+def _threshold_below(largest: int) -> str:
+    return f"mask_threshold={(largest - 1) // 2}"
+
+
+def _without_dim(seen: Sequence[Seen], config: SegmentationConfig) -> tuple[list[Seen], list[tuple[Seen, str]]]:
+    """Leave out masks of 0 and 1, say, among masks of 0 and 255: trained on as empty, they would teach to find nothing.
+
+    Returns:
+        The others, and these with the reason.
+    """
+    looked = [(one, dimness(one.largest, config.mask_threshold)) for one in seen]
+    return [one for one, reason in looked if not reason], [(one, reason) for one, reason in looked if reason]
 
 
 def _without_test_pictures(

@@ -71,24 +71,45 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     return values
 
 
+def read_pair(root: Path, pair: Pair) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return a picture, (height, width, 3), and its mask's values, which may have another size of the same shape.
+
+    Raises:
+        DataError: One of them cannot be read, or the shapes differ.
+    """
+    picture = read_image(root / pair.image).rgb
+    mask = read_mask(root / pair.mask)
+    height, width = picture.shape[:2]
+    if not _is_same_shape((height, width), mask.shape[:2]):
+        sizes = f"{width} x {height} pixels, its mask {mask.shape[1]} x {mask.shape[0]}"
+        raise DataError(f"{sizes}: not the same shape", "Give the mask of this picture.")
+    return picture, mask
+
+
+def dimness(largest: int, threshold: int) -> str | None:
+    """Return what is wrong with a mask that holds values up to `largest`, none of them foreground; None if nothing is.
+
+    An empty mask holds nothing but 0. Foreground may have been written as 1 in another.
+    """
+    if not 0 < largest <= threshold:
+        return None
+    return f"its mask has values up to {largest}, none above mask_threshold={threshold}: not empty, but no object"
+
+
 def _look(root: Path, pair: Pair, threshold: int) -> Seen | str:
     try:
-        picture = read_image(root / pair.image).rgb
-        mask = read_mask(root / pair.mask)
+        picture, mask = read_pair(root, pair)
         digest = hashlib.sha256((root / pair.image).read_bytes()).hexdigest()
     except DataError as error:
         return error.cause
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    height, width = picture.shape[:2]
-    if not _is_same_shape((height, width), mask.shape[:2]):
-        return f"{width} x {height} pixels, its mask {mask.shape[1]} x {mask.shape[0]}: not the same shape"
     low, high = int(mask.min()), int(mask.max())
     return Seen(
         image=pair.image,
         mask=pair.mask,
         digest=digest,
-        is_resized=mask.shape != (height, width),
+        is_resized=mask.shape != picture.shape[:2],
         foreground=float((mask > threshold).mean()),
         largest=high,
         is_grey=bool(((mask != low) & (mask != high)).any()),

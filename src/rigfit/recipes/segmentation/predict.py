@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,17 @@ def find_pictures(source: Path) -> list[Path]:
         told = "".join(f" ({fact})" for fact in passed_over(source))
         raise DataError(f"{source} holds no pictures{told}.", "Give a folder with pictures.")
     return found
+
+
+def name_masks(pictures: Sequence[Path], base: Path) -> dict[Path, str]:
+    """Return a name of each picture's own: its path below `base` without its suffix, or with it where two would be one.
+
+    A picture `a.jpg.png` keeps its suffix too beside `a.jpg`, which may need that name.
+    """
+    full = {path: path.relative_to(base).as_posix() for path in pictures}
+    short = {path: path.relative_to(base).with_suffix("").as_posix() for path in pictures}
+    times = Counter([*full.values(), *short.values()])
+    return {path: short[path] if times[short[path]] == 1 else full[path] for path in pictures}
 
 
 def read_each(pictures: Sequence[Path]) -> Iterator[tuple[Path, Pixels | str]]:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rigfit.errors import DataError, UsageError
-from rigfit.images.decode import read_image
 from rigfit.index_file import find_root
 from rigfit.recipes.segmentation.baselines import mean_mask
 from rigfit.recipes.segmentation.index import read_index
 from rigfit.recipes.segmentation.layouts import LAYOUTS, Pair, find_tests, match, sets_in
-from rigfit.recipes.segmentation.look import read_mask
+from rigfit.recipes.segmentation.look import dimness, read_pair
 from rigfit.recipes.segmentation.measured import conclude_curves, sums_of
 from rigfit.recipes.segmentation.predict import Views, predict_one, segmentation_config
 from rigfit.recipes.segmentation.samples import PairSamples
@@ -27,8 +27,17 @@ _LOWER_IS_BETTER = frozenset({"mae"})
 Sums = dict[str, tuple[Tensor, int]]
 
 
-def find_sets(trained: Trained, folder: Path | None) -> dict[str, tuple[Path, Sequence[Pair]]]:
-    """Return name -> (root, pairs) of the test sets in `folder`, or of those that the run's data came with.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetOfPairs:
+    """Pictures with masks, as paths from `root`, and (path, reason) of the pictures that have none."""
+
+    root: Path
+    pairs: Sequence[Pair]
+    unmatched: Sequence[tuple[str, str]] = ()
+
+
+def find_sets(trained: Trained, folder: Path | None) -> dict[str, SetOfPairs]:
+    """Return name -> test set of those in `folder`, or of those that the run's data came with.
 
     Raises:
         UsageError: There is no such folder, or the run has no test sets.
@@ -40,14 +49,14 @@ def find_sets(trained: Trained, folder: Path | None) -> dict[str, tuple[Path, Se
         root = find_root(index.root, folder=data, data=trained.config.data)
         if not index.tests:
             raise UsageError("The data of this run came without test sets.", "Name one: --folder FOLDER.")
-        return {name: (root, pairs) for name, pairs in index.tests.items()}
+        return {name: SetOfPairs(root=root, pairs=pairs) for name, pairs in index.tests.items()}
     if not folder.is_dir():
         raise UsageError(f"There is no folder {folder}.", "Give a folder with test sets.")
     folders = find_tests(folder) or sets_in(folder)
-    found = {name: match(pair, folder)[0] for name, pair in folders.items()}
-    if not any(found.values()):
+    matched = {name: match(pair, folder) for name, pair in folders.items()}
+    if not any(pairs for pairs, _ in matched.values()):
         raise DataError(f"{folder} holds no pictures with masks.", f"Give {LAYOUTS}")
-    return {name: (folder, pairs) for name, pairs in found.items() if pairs}
+    return {name: SetOfPairs(root=folder, pairs=pairs, unmatched=without) for name, (pairs, without) in matched.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,21 +66,29 @@ class Scored:
     Args:
         scores: Every measure over the set, under `baseline/` the best of three predictors that never look, `pictures`.
         rows: Picture -> its own measures; F is absent where its mask is empty.
+        left_out: (picture, reason) of those that have no mask, or cannot be used with it.
     """
 
     scores: dict[str, float]
     rows: dict[str, dict[str, float]]
+    left_out: tuple[tuple[str, str], ...]
 
 
-def measure_set(trained: Trained, root: Path, pairs: Sequence[Pair], views: Views) -> Scored:
-    """Return what the model, and what predictors that never look, score over `pairs`."""
+def measure_set(trained: Trained, test_set: SetOfPairs, views: Views) -> Scored:
+    """Return what the model, and what predictors that never look, score over the pictures that training would take."""
     config = segmentation_config(trained)
     mean = _mean_mask(trained)
     totals: dict[str, Sums] = {"model": {}, "mean": {}, "all": {}, "none": {}}
     rows = {}
-    for pair in pairs:
-        mask = torch.from_numpy(read_mask(root / pair.mask) > config.mask_threshold)[None]
-        found = torch.from_numpy(predict_one(trained, read_image(root / pair.image).rgb, views))[None]
+    left_out = list(test_set.unmatched)
+    for pair in test_set.pairs:
+        read = _read(test_set.root, pair, config.mask_threshold)
+        if isinstance(read, str):
+            left_out.append((pair.image, read))
+            continue
+        rgb, is_object = read
+        mask = torch.from_numpy(is_object)[None]
+        found = torch.from_numpy(predict_one(trained, rgb, views))[None]
         found = _like(found, mask)
         answers = {"model": found, "mean": _like(mean, mask), "all": torch.ones_like(found)}
         sums = {
@@ -86,7 +103,17 @@ def measure_set(trained: Trained, root: Path, pairs: Sequence[Pair], views: View
         f"baseline/{one}": _best([scores[name].get(one, np.nan) for name in ("mean", "all", "none")], one)
         for one in scores["model"]
     }
-    return Scored(scores={"pictures": float(len(pairs)), **scores["model"], **best}, rows=rows)
+    measured = {"pictures": float(len(rows)), **scores["model"], **best}
+    return Scored(scores=measured, rows=rows, left_out=tuple(left_out))
+
+
+def _read(root: Path, pair: Pair, threshold: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]] | str:
+    """Return a picture and where its object is, or why they cannot be used."""
+    try:
+        rgb, values = read_pair(root, pair)
+    except DataError as error:
+        return error.cause.rstrip(".")
+    return dimness(int(values.max()), threshold) or (rgb, values > threshold)
 
 
 def _mean_mask(trained: Trained) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +16,11 @@ from rigfit.units import count
 
 # Torch and timm take seconds to import; each verb brings in its own.
 if TYPE_CHECKING:
+    from rigfit.recipes.segmentation.scored import Scored
     from rigfit.task import Trained
 
 _TABLE, _SCORES = "masks.tsv", "scores.tsv"
+_MOST_NAMED = 3  # pictures that are left out
 
 
 def predict(
@@ -30,12 +32,21 @@ def predict(
         trained: The run.
         source: A picture, or a folder (its subfolders too).
         out: Folder for a folder named as the source, with `masks/` (probabilities, 0 to 255), `overlays/` and
-            `masks.tsv`. Nothing is written over but results of the same source.
+            `masks.tsv`. A mask is named as its picture without the suffix, or with it where two pictures would share
+            the name. Nothing is written over but results of the same source.
         flips: Look at each picture mirrored, too, and average.
         scales: Sizes to look at, as shares of the size trained at, such as 0.75,1,1.25; averaged.
         threshold: A pixel is of the object from this probability on, in overlays and areas.
     """
-    from rigfit.recipes.segmentation.predict import Views, find_pictures, overlay, predict_one, read_each, read_scales
+    from rigfit.recipes.segmentation.predict import (
+        Views,
+        find_pictures,
+        name_masks,
+        overlay,
+        predict_one,
+        read_each,
+        read_scales,
+    )
 
     if not 0 < threshold < 1:
         raise UsageError(f"threshold is {threshold}.", "Give threshold between 0 and 1.")
@@ -45,7 +56,7 @@ def predict(
     read = source.resolve()
     folder = out / (read.stem if read.is_file() else read.name or "root")
     results = open_results(folder, command=f"segmentation predict {trained.folder} {read}", given_as="--out")
-    names = {path: path.relative_to(base).with_suffix("").as_posix() for path in pictures}
+    names = name_masks(pictures, base)
     results.require_free([_TABLE, *(f"{kind}/{name}.png" for name in names.values() for kind in ("masks", "overlays"))])
     rows, left_out = [], []
     for path, rgb in read_each(pictures):
@@ -63,11 +74,13 @@ def predict(
     table = _write_table(results, _TABLE, [("image", "object_share", "highest_probability"), *rows])
     empty = sum(row[1] == "0.0000" for row in rows)
     told = f"{table}: {count(len(rows), 'picture')}, {empty} of them without an object at threshold {threshold:g}"
-    return "\n".join([*passed_over(source), *left_out, told])
+    return "\n".join([*passed_over(source), *_told_full_names(names), *left_out, told])
 
 
 def score(trained: Trained, *, out: Path, folder: Path | None = None, flips: bool = False, scales: str = "1") -> str:
     """Measure on test sets that were never trained on, at the size of their own masks.
+
+    Pictures that training would not take, for their mask is missing or of another shape, say, are left out and told.
 
     Args:
         trained: The run.
@@ -77,33 +90,68 @@ def score(trained: Trained, *, out: Path, folder: Path | None = None, flips: boo
         flips: Look at each picture mirrored, too, and average.
         scales: Sizes to look at, as shares of the size trained at, such as 0.75,1,1.25; averaged.
     """
-    from rigfit.recipes.segmentation.predict import Views, read_scales
+    from rigfit.recipes.segmentation.predict import Views, read_scales, segmentation_config
     from rigfit.recipes.segmentation.scored import find_sets, measure_set
 
     views = Views(flips=flips, scales=read_scales(scales))
     sets = find_sets(trained, folder)
     command = f"segmentation score {trained.folder} {folder.resolve() if folder else 'its own test sets'}"
     results = open_results(out, command=command, given_as="--out")
-    found = {name: measure_set(trained, root, pairs, views) for name, (root, pairs) in sets.items()}
+    measured = {name: measure_set(trained, test_set, views) for name, test_set in sets.items()}
+    left_out = [_told_left_out(name, one) for name, one in measured.items() if one.left_out or not one.rows]
+    found = {name: scored for name, scored in measured.items() if scored.rows}
+    if not found:
+        threshold = segmentation_config(trained).mask_threshold
+        raise DataError(
+            f"No picture can be measured. {'. '.join(left_out)}.",
+            f"Mend pictures and masks; foreground has values above {threshold}, as in training.",
+        )
     for name, scored in found.items():
         columns = ["image", *sorted({column for row in scored.rows.values() for column in row})]
         cells = [[image, *(_cell(row.get(one)) for one in columns[1:])] for image, row in scored.rows.items()]
-        _write_table(results, f"{name}.tsv", [columns, *cells])
-    names = list(next(iter(found.values())).scores)
+        _write_table(results, _table_of(name), [columns, *cells])
+    fullest = max(found.values(), key=lambda scored: len(scored.scores))  # a set of empty masks has no F
+    names = list(fullest.scores)
     rows = [[name, *(_cell(scored.scores.get(one)) for one in names)] for name, scored in found.items()]
     table = _write_table(results, _SCORES, [["set", *names], *rows])
     lines = [f"{name}: {_told(scored.scores)}" for name, scored in found.items()]
-    return "\n".join([*lines, f"{table}: every measure, and beside it the best of three predictors that never look"])
+    return "\n".join(
+        [*left_out, *lines, f"{table}: every measure, and beside it the best of three predictors that never look"]
+    )
+
+
+def _told_full_names(names: Mapping[Path, str]) -> list[str]:
+    """Return what to tell of masks that keep the suffix of their picture in their name."""
+    full = [name for path, name in names.items() if path.suffix and PurePosixPath(name).name == path.name]
+    if not full:
+        return []
+    return [f"pictures that share a name but for the suffix keep it: {len(full)}, such as masks/{full[0]}.png"]
 
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def _table_of(name: str) -> str:
+    """Return the file for the pictures of a test set; one that is named as the table of all sets gets a folder."""
+    table = f"{name}.tsv"
+    return f"{name}/pictures.tsv" if table.lower() == _SCORES else table
+
+
 def _told(scores: Mapping[str, float]) -> str:
-    shown = ("s_measure", "e_measure_mean", "f_weighted", "mae", "iou")
+    shown = [name for name in ("s_measure", "e_measure_mean", "f_weighted", "mae", "iou") if name in scores]
     parts = [f"{name} {scores[name]:.3f} (baseline {scores[f'baseline/{name}']:.3f})" for name in shown]
-    return f"{int(scores['pictures'])} pictures, " + ", ".join(parts)
+    parts += [] if "f_weighted" in scores else ["no F, for every mask is empty"]
+    return f"{count(int(scores['pictures']), 'picture')}, " + ", ".join(parts)
+
+
+def _told_left_out(name: str, scored: Scored) -> str:
+    if not scored.left_out:
+        return f"{name}: holds no pictures"
+    total = count(len(scored.rows) + len(scored.left_out), "picture")
+    named = "; ".join(f"{image}: {reason}" for image, reason in scored.left_out[:_MOST_NAMED])
+    more = len(scored.left_out) - _MOST_NAMED
+    return f"{name}: left out {len(scored.left_out)} of {total}: {named}{f'; and {more} more' if more > 0 else ''}"
 
 
 def _write_picture(results: ResultFolder, name: str, pixels: Any) -> None:
@@ -112,7 +160,10 @@ def _write_picture(results: ResultFolder, name: str, pixels: Any) -> None:
 
 
 def _write_table(results: ResultFolder, name: str, rows: Sequence[Sequence[str]]) -> Path:
-    with results.new_file(name) as path, path.open("w", newline="", encoding="utf-8") as file:
+    with (
+        results.new_file(name) as path,
+        path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
     return results.path / name
 

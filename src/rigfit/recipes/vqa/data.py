@@ -108,7 +108,9 @@ def _prepare(config: VqaConfig, folder: Path, progress: Progress, *, only_plans:
     }
     write_rows(folder / ROWS_NAME, rows)
     temporary = folder / f".{META_NAME}.writing"
-    temporary.write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(meta, indent=1, ensure_ascii=False) + "\n"
+    # Names of folders need not be UTF-8; the escape that stands for what cannot be written is JSON's, too.
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, folder / META_NAME)
 
 

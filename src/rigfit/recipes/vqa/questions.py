@@ -251,5 +251,5 @@ def write_rows(path: Path, rows: Sequence[Any]) -> None:
     """Write dataclasses as JSONL, whole or not at all."""
     temporary = path.with_name(f".{path.name}.writing")
     text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be UTF-8
     os.replace(temporary, path)
