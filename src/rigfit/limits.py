@@ -24,4 +24,4 @@ def require_above_zero(**given: float) -> None:
     """
     for name, value in given.items():
         if not 0 < value < float("inf"):
-            raise UsageError(f"{name} is {value}; this needs a number above 0.", f"Give {name} as such a number.")
+            raise UsageError(f"{name} is {value}; this needs a number above 0.", f"Give a number above 0 as {name}.")
