@@ -14,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from rigfit.measuring.paper.matrix_copies import matrix_copies
 from rigfit.measuring.paper.onednn import convolution_scratch
+from rigfit.measuring.paper.onednn_rnn import rnn_layer_scratch
 
 # fmt: off
 _VIEWS = frozenset({
@@ -162,7 +163,7 @@ def hidden_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ki
     On CUDA, attention backward sums the gradient of the queries in float32: `dq_accum` (batch, rounded length, heads,
     rounded size) and `softmax_d` (batch, heads, rounded length) of `mha_bwd` in ATen's flash_attn/flash_api.cpp; the
     memory-efficient kernel has the same two (`workspace` and `delta`) in attention_backward.cu. On the CPU, oneDNN
-    copies what a convolution reads (`onednn.py`). On both, a loss is computed whole before it is reduced, and a matrix
+    copies what a convolution and an LSTM read (`onednn.py`, `onednn_rnn.py`). On both, a loss is computed whole before it is reduced, and a matrix
     product copies what BLAS does not take (`matrix_copies.py`).
 
     Args:
@@ -177,7 +178,9 @@ def hidden_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ki
     copies = matrix_copies(name, args, kind)
     if copies:
         return copies
-    return _attention_scratch(name, args) if kind == "cuda" else convolution_scratch(name, args)
+    if kind == "cuda":
+        return _attention_scratch(name, args)
+    return convolution_scratch(name, args) or rnn_layer_scratch(name, args)
 
 
 def _attention_scratch(name: str, args: tuple[Any, ...]) -> int:
