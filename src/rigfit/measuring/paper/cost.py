@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from rigfit.measuring.paper.cudnn_rnn import cudnn_rnn_scratch, rnn_flops
 from rigfit.measuring.paper.matrix_copies import matrix_copies
 from rigfit.measuring.paper.onednn import convolution_scratch
 from rigfit.measuring.paper.onednn_rnn import rnn_layer_scratch
@@ -94,7 +95,7 @@ def _flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any
     packet = getattr(func, "overloadpacket", None) or getattr(func, "_overloadpacket", None)
     count = flop_registry.get(packet)
     if count is None:
-        return 0.0
+        return rnn_flops(func._schema.name.split("::")[1], args) if hasattr(func, "_schema") else 0.0
     try:
         return float(count(*args, **kwargs, out_val=out))
     except (AssertionError, NotImplementedError, ValueError, TypeError, RuntimeError):
@@ -163,8 +164,8 @@ def hidden_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ki
     On CUDA, attention backward sums the gradient of the queries in float32: `dq_accum` (batch, rounded length, heads,
     rounded size) and `softmax_d` (batch, heads, rounded length) of `mha_bwd` in ATen's flash_attn/flash_api.cpp; the
     memory-efficient kernel has the same two (`workspace` and `delta`) in attention_backward.cu. On the CPU, oneDNN
-    copies what a convolution and an LSTM read (`onednn.py`, `onednn_rnn.py`). On both, a loss is computed whole before it is reduced, and a matrix
-    product copies what BLAS does not take (`matrix_copies.py`).
+    copies what a convolution and an LSTM read (`onednn.py`, `onednn_rnn.py`). On both, a loss is computed whole before
+    it is reduced, and a matrix product copies what BLAS does not take (`matrix_copies.py`).
 
     Args:
         func: The operator.
@@ -179,7 +180,7 @@ def hidden_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ki
     if copies:
         return copies
     if kind == "cuda":
-        return _attention_scratch(name, args)
+        return _attention_scratch(name, args) or cudnn_rnn_scratch(name, args)
     return convolution_scratch(name, args) or rnn_layer_scratch(name, args)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rigfit.measuring.paper.adamw8bit import PaperAdamW8bit
 from rigfit.measuring.paper.build import Unwritten, without_storage
+from rigfit.measuring.paper.cudnn_rnn import cuda_rnn
 from rigfit.measuring.paper.kernels import cuda_attention
 from rigfit.measuring.paper.loader_processes import no_loader_processes
 from rigfit.measuring.paper.recorder import PaperMode, Recorder
@@ -122,6 +123,7 @@ def on_paper(
             stack.enter_context(
                 cuda_attention(capability, device) if device.type == "cuda" else cuda_on_cpu(capability)
             )
+            stack.enter_context(cuda_rnn(device))
         yield recorder
 
 
