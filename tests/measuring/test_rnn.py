@@ -11,7 +11,7 @@ from rigfit.measuring.trace import Target, Tracer
 from rigfit.planning.speed.step_seconds import card_rates, step_seconds
 from rigfit.planning.trace import Trace
 from rigfit.recipes import load_recipe
-from tests.measuring.rnn_task import HIDDEN, INPUTS, STEPS
+from tests.measuring.rnn_task import HIDDEN, INPUTS, LETTERS, STEPS
 
 TASK = str(Path(__file__).with_name("rnn_task.py"))
 SIZE = 16
@@ -41,7 +41,7 @@ def seconds(trace: Trace) -> float:
     return step.forward + step.backward
 
 
-@pytest.mark.parametrize("body", ["LSTM", "GRU"])
+@pytest.mark.parametrize("body", ["LSTM", "GRU", "packed", "ctc"])
 def test_on_the_cpu_the_peak_is_that_of_a_real_step(body):
     assert read("cpu", body=body).peak_live_bytes(SIZE) == pytest.approx(real_peak(body=body), rel=0.03)
 
@@ -66,3 +66,13 @@ def test_lstm_and_gru_compute_in_proportion_to_their_gates():
     assert set(flops["LSTM"]) == {8.0 * STEPS * SIZE * HIDDEN * widths * 2}
     assert set(flops["GRU"]) == {6.0 * STEPS * SIZE * HIDDEN * widths * 2}
     assert seconds(gru) <= seconds(lstm) <= seconds(gru) * 4 / 3
+
+
+def test_lengths_are_planned_at_their_longest_on_a_card_and_said():
+    packed, ctc = read("cuda", body="packed"), read("cuda", body="ctc")
+    kept = [storage.num_bytes.at(SIZE) for storage in packed.storages if storage.operator == "aten._cudnn_rnn"]
+    assert 2 * 2 * STEPS * SIZE * HIDDEN * 6 * 4 in kept
+    assert any("every sequence is taken to be as long as the longest" in note for note in packed.notes)
+    alpha = [storage.num_bytes.at(SIZE) for storage in ctc.storages if storage.operator == "aten._ctc_loss"]
+    assert SIZE * STEPS * (2 * LETTERS + 1) * 4 in alpha
+    assert any(f"every target is taken to have {LETTERS} letters" in note for note in ctc.notes)

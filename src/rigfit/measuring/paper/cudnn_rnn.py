@@ -24,8 +24,8 @@ ASSUMED = (
 )
 _MODES = {"rnn_relu": 0, "rnn_tanh": 1, "lstm": 2, "gru": 3}
 _GATES = {0: 1, 1: 1, 2: 4, 3: 3}
-# Numbers kept per step, sample and hidden number. LSTM: four gates, cell, hidden state. GRU: three gates, the product of
-# the hidden state that the reset gate scales, hidden state (what torch's own cells keep, ATen/native/cuda/RNN.cu).
+# Numbers kept per step, sample and hidden number. LSTM: four gates, cell, hidden state. GRU: three gates, the product
+# of the hidden state that the reset gate scales, hidden state (what torch's own cells keep, ATen/native/cuda/RNN.cu).
 _KEPT = {0: 1, 1: 1, 2: 6, 3: 5}
 
 
