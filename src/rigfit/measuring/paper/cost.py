@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import prod
 from typing import Any
@@ -178,12 +178,23 @@ def hidden_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ki
         return unreduced_bytes(func, args, kwargs)
     if name == "_ctc_loss_backward":  # beta, as large as alpha: LossCTC.cpp and LossCTC.cu of ATen
         return num_bytes(args[6])
+    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+        return _mask_positions(args[1])
     copies = matrix_copies(name, args, kind)
     if copies:
         return copies
     if kind == "cuda":
         return _attention_scratch(name, args) or cudnn_rnn_scratch(name, args)
     return convolution_scratch(name, args) or rnn_layer_scratch(name, args)
+
+
+def _mask_positions(indices: Sequence[Tensor | None]) -> int:
+    """Return the bytes of the positions that masks among indices become, all of them true.
+
+    `expandTensors` of ATen/native/IndexingUtils.h calls `nonzero`: one int64 for each element and dimension.
+    """
+    masks = [index for index in indices if index is not None and index.dtype in (torch.bool, torch.uint8)]
+    return sum(8 * mask.numel() * mask.dim() for mask in masks)
 
 
 def _attention_scratch(name: str, args: tuple[Any, ...]) -> int:

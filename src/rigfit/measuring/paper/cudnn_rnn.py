@@ -36,7 +36,7 @@ def cuda_rnn(device: torch.device) -> Iterator[None]:
     for name, mode in _MODES.items():
         kernels += [(f"{name}.input", partial(_padded, mode)), (f"{name}.data", partial(_packed, mode))]
     flatten = nn.RNNBase.flatten_parameters
-    nn.RNNBase.flatten_parameters = _leave_as_they_are  # type: ignore[method-assign]
+    nn.RNNBase.flatten_parameters = _leave_as_they_are  # type: ignore[method-assign, assignment]
     try:
         with kernels_in_place(f"Autograd{device.type.upper()}", kernels):
             yield
@@ -202,5 +202,5 @@ def rnn_flops(name: str, args: tuple[Any, ...]) -> float:
         weights = args[1:3]
     else:
         return 0.0
-    numbers = sum(weight.numel() for weight in weights if weight.dim() == 2)
-    return 2.0 * _num_rows(args) * numbers * (2 if name.endswith("backward") else 1)
+    numbers = sum(int(weight.numel()) for weight in weights if weight.dim() == 2)
+    return float(2 * _num_rows(args) * numbers) * (2 if name.endswith("backward") else 1)
