@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import prod
 from typing import Any
@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from rigfit.measuring.paper.cudnn_rnn import cudnn_rnn_scratch, rnn_flops
 from rigfit.measuring.paper.matrix_copies import matrix_copies
 from rigfit.measuring.paper.onednn import convolution_scratch
+from rigfit.measuring.paper.onednn_rnn import rnn_layer_scratch
 
 # fmt: off
 _VIEWS = frozenset({
@@ -93,7 +95,7 @@ def _flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any
     packet = getattr(func, "overloadpacket", None) or getattr(func, "_overloadpacket", None)
     count = flop_registry.get(packet)
     if count is None:
-        return 0.0
+        return rnn_flops(func._schema.name.split("::")[1], args) if hasattr(func, "_schema") else 0.0
     try:
         return float(count(*args, **kwargs, out_val=out))
     except (AssertionError, NotImplementedError, ValueError, TypeError, RuntimeError):
@@ -162,8 +164,8 @@ def hidden_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ki
     On CUDA, attention backward sums the gradient of the queries in float32: `dq_accum` (batch, rounded length, heads,
     rounded size) and `softmax_d` (batch, heads, rounded length) of `mha_bwd` in ATen's flash_attn/flash_api.cpp; the
     memory-efficient kernel has the same two (`workspace` and `delta`) in attention_backward.cu. On the CPU, oneDNN
-    copies what a convolution reads (`onednn.py`). On both, a loss is computed whole before it is reduced, and a matrix
-    product copies what BLAS does not take (`matrix_copies.py`).
+    copies what a convolution and an LSTM read (`onednn.py`, `onednn_rnn.py`). On both, a loss is computed whole before
+    it is reduced, and a matrix product copies what BLAS does not take (`matrix_copies.py`).
 
     Args:
         func: The operator.
@@ -174,10 +176,25 @@ def hidden_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ki
     name = func._schema.name.split("::")[1] if hasattr(func, "_schema") else ""
     if name in ("mse_loss", "smooth_l1_loss"):
         return unreduced_bytes(func, args, kwargs)
+    if name == "_ctc_loss_backward":  # beta, as large as alpha: LossCTC.cpp and LossCTC.cu of ATen
+        return num_bytes(args[6])
+    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+        return _mask_positions(args[1])
     copies = matrix_copies(name, args, kind)
     if copies:
         return copies
-    return _attention_scratch(name, args) if kind == "cuda" else convolution_scratch(name, args)
+    if kind == "cuda":
+        return _attention_scratch(name, args) or cudnn_rnn_scratch(name, args)
+    return convolution_scratch(name, args) or rnn_layer_scratch(name, args)
+
+
+def _mask_positions(indices: Sequence[Tensor | None]) -> int:
+    """Return the bytes of the positions that masks among indices become, all of them true.
+
+    `expandTensors` of ATen/native/IndexingUtils.h calls `nonzero`: one int64 for each element and dimension.
+    """
+    masks = [index for index in indices if index is not None and index.dtype in (torch.bool, torch.uint8)]
+    return sum(8 * mask.numel() * mask.dim() for mask in masks)
 
 
 def _attention_scratch(name: str, args: tuple[Any, ...]) -> int:

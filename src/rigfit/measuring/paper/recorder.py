@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
+from rigfit.measuring.paper import cudnn_rnn
 from rigfit.measuring.paper.accumulation import adds_in_place, references_when_alone
 from rigfit.measuring.paper.cost import Cost, cost_of, hidden_bytes, is_look, unreduced_bytes
 from rigfit.measuring.paper.memo import Memo
+from rigfit.measuring.paper.onednn_rnn import with_workspace
 from rigfit.measuring.paper.worst_case import depends_on_values, worst_case
 from rigfit.planning.trace import Call, Kind, Line, Mark, Phase, Storage, Trace
 
@@ -63,7 +65,10 @@ class Recorder:
     def assume(self, operator: str, text: str) -> None:
         """Note what was assumed where an operator depends on values."""
         where = f" in {self._stack[-1]}" if self._stack[-1] else ""
-        note = f"{operator}{where} depends on values: {text}"
+        self.tell(f"{operator}{where} depends on values: {text}")
+
+    def tell(self, note: str) -> None:
+        """Add a note to the plan, once."""
         if note not in self.notes:
             self.notes.append(note)
 
@@ -276,6 +281,11 @@ def _name_of(func: Any) -> str:
     return str(func.overloadpacket) if hasattr(func, "overloadpacket") else str(func)
 
 
+@cache
+def _short_name_of(func: Any) -> str:
+    return str(func._schema.name.split("::")[1]) if hasattr(func, "_schema") else ""
+
+
 class LeftoverError(Exception):
     """A task used a tensor that it had kept from an earlier reading."""
 
@@ -325,7 +335,12 @@ class PaperMode(FakeTensorMode):
             return known[0], key
         if self.refuses_leftovers and self._depth == 1 and self._is_leftover((args, kwargs)):
             raise LeftoverError(str(func))
-        out = super().__torch_dispatch__(func, types, args, kwargs)
+        name = _short_name_of(func)
+        out = cudnn_rnn.answer(name, args)
+        if out is not None:
+            self.recorder.tell(cudnn_rnn.ASSUMED)
+            return out, None
+        out = with_workspace(name, args, super().__torch_dispatch__(func, types, args, kwargs))
         if key is not None:
             self._memo.learn(key, args, kwargs, out)
         return out, key

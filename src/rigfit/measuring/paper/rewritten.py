@@ -3,7 +3,7 @@
 It touches nothing inside torch: every difference is another kernel, put into the dispatcher through `torch.library`
 for as long as a step is read. It is for the day when a new torch breaks the first way (`device.py`), and it sees less:
 a model that asks for a tensor's device finds the CPU, and what the model makes on the CPU on purpose counts as memory
-of the card. LSTM and GRU are read as the CPU computes them, without cuDNN's reserve.
+of the card.
 """
 
 from __future__ import annotations

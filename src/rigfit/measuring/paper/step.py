@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from rigfit.measuring.paper.adamw8bit import PaperAdamW8bit
 from rigfit.measuring.paper.build import Unwritten, without_storage
+from rigfit.measuring.paper.cudnn_rnn import cuda_rnn
 from rigfit.measuring.paper.kernels import cuda_attention
 from rigfit.measuring.paper.loader_processes import no_loader_processes
+from rigfit.measuring.paper.packed import packed_sequences
 from rigfit.measuring.paper.recorder import PaperMode, Recorder
 from rigfit.measuring.paper.rewritten import cuda_on_cpu
 from rigfit.planning.trace import Kind, Phase, Trace
@@ -118,10 +120,12 @@ def on_paper(
     with ExitStack() as stack:
         stack.enter_context(mode)
         stack.enter_context(no_loader_processes())
+        stack.enter_context(packed_sequences(device, is_cuda=is_cuda))
         if is_cuda:
             stack.enter_context(
                 cuda_attention(capability, device) if device.type == "cuda" else cuda_on_cpu(capability)
             )
+            stack.enter_context(cuda_rnn(device))
         yield recorder
 
 

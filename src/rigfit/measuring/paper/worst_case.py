@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 _aten = torch.ops.aten
 
@@ -16,12 +17,14 @@ _UNIQUE = frozenset({"aten::_unique2", "aten::unique_dim", "aten::unique_consecu
 _OTHERS = frozenset(
     {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "torchvision::nms", "aten::equal"}
 )
+_CTC = frozenset({"aten::_ctc_loss", "aten::_ctc_loss_backward", "aten::_use_cudnn_ctc_loss"})
+_LENGTHS = _CTC | {"aten::_pack_padded_sequence"}
 
 
 def depends_on_values(func: Any) -> bool:
     """Return whether the size of an operator's output may depend on values."""
     name = func._schema.name if hasattr(func, "_schema") else ""
-    return name in _OTHERS or name in _INDEXING or name in _UNIQUE
+    return name in _OTHERS or name in _INDEXING or name in _UNIQUE or name in _LENGTHS
 
 
 def worst_case(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, str] | None:
@@ -44,6 +47,10 @@ def worst_case(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> t
         return torch.empty(args[0].shape[0], dtype=torch.int64, device=args[0].device), "no box is taken to be dropped"
     if name == "aten::equal":
         return True, "two tensors are taken to be equal"
+    if name == "aten::_pack_padded_sequence":
+        return _packed(args[0], batch_first=args[2]), "every sequence is taken to be as long as the longest"
+    if name in _CTC:
+        return _ctc(name, args)
     return None
 
 
@@ -84,3 +91,29 @@ def _all_different(name: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     positions = torch.empty(values.shape, dtype=torch.int64, device=values.device)
     counts = torch.empty(flat[:1], dtype=torch.int64, device=values.device)
     return whole, positions, counts
+
+
+def _packed(sequences: Tensor, *, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """Return the steps of all sequences and how many each step has: a tensor whose values torch knows."""
+    steps, batch = (int(n) for n in (reversed(sequences.shape[:2]) if batch_first else sequences.shape[:2]))
+    with unset_fake_temporarily():
+        counts = torch.full((steps,), batch, dtype=torch.int64)
+    mode = sequences.fake_mode  # type: ignore[attr-defined]
+    known = mode.fake_tensor_converter.from_real_tensor(mode, counts, make_constant=True)
+    return sequences.new_empty((steps * batch, *sequences.shape[2:])), known
+
+
+def _ctc(name: str, args: tuple[Any, ...]) -> tuple[Any, str]:
+    """Return what CTC keeps: the logarithm of alpha, (batch, steps, 2 longest target + 1), LossCTC.cpp of ATen."""
+    if name == "aten::_use_cudnn_ctc_loss":
+        return False, "torch's own kernel is taken, which cuDNN's replaces for int32 targets on the CPU without padding"
+    if name == "aten::_ctc_loss_backward":
+        return torch.empty_like(args[1]), "every target is taken to be as long as the longest can be"
+    log_probs, targets = args[0], args[1]
+    steps, batch = int(log_probs.shape[0]), int(log_probs.shape[1]) if log_probs.dim() == 3 else 1
+    # Targets without padding lie end to end; one that is longer than there are steps has no finite loss.
+    longest = int(targets.shape[1]) if targets.dim() == 2 else min(steps, int(targets.numel()))
+    return (
+        (log_probs.new_empty((batch,)), log_probs.new_empty((batch, steps, 2 * longest + 1))),
+        f"every target is taken to have {longest} letters",
+    )

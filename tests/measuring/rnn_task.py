@@ -1,0 +1,72 @@
+"""Recurrent layers, packed sequences and CTC, as a task file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from rigfit.task import Batch, Task
+from rigfit.workload import Splits, WorkloadConfig
+
+STEPS, INPUTS, HIDDEN, CLASSES, LETTERS = 24, 96, 128, 60, 10
+
+
+class Config(WorkloadConfig):
+    lr: float | None = 1e-3
+    body: str = "LSTM"
+    num_layers: int = 2
+    bidirectional: bool = True
+    batch_first: bool = True
+
+
+class Recurrent(Task):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.body = config.body
+        kind: Any = getattr(nn, config.body, nn.LSTM)
+        self.net = kind(
+            INPUTS,
+            HIDDEN,
+            config.num_layers,
+            batch_first=config.batch_first,
+            bidirectional=config.bidirectional,
+        )
+        self.head = nn.Linear(HIDDEN * (2 if config.bidirectional else 1), CLASSES)
+
+    def count_items(self, batch: Batch) -> int:
+        return len(batch["x"])
+
+    def forward(self, batch: Batch) -> Tensor:
+        x: Any = batch["x"]
+        size = len(x)
+        if self.body == "packed":
+            x = pack_padded_sequence(x, torch.full((size,), STEPS), batch_first=True, enforce_sorted=False)
+            seen = pad_packed_sequence(self.net(x)[0], batch_first=True)[0]
+        else:
+            seen = self.net(x)[0]
+        scores = self.head(seen)
+        if self.body != "ctc":
+            return scores.square().sum()
+        log_probs = scores.float().log_softmax(-1).transpose(0, 1)
+        lengths = torch.full((size,), STEPS)
+        return F.ctc_loss(log_probs, batch["y"], lengths, torch.full((size,), LETTERS), reduction="sum")
+
+
+def build(config: Config) -> Recurrent:
+    return Recurrent(config)
+
+
+def open_data(config: Config, folder: Path) -> Splits:
+    raise NotImplementedError
+
+
+def example_batch(config: Config, micro_batch_size: int) -> Batch:
+    return {
+        "x": torch.zeros(micro_batch_size, STEPS, INPUTS),
+        "y": torch.ones(micro_batch_size, LETTERS, dtype=torch.long),
+    }
