@@ -125,3 +125,18 @@ def test_a_verb_on_a_run_of_another_recipe_names_commands_that_exist(
     run = rigfit.Run.create(plan_of_runs("mine.py"), given={}, out=str(tmp_path), name="own")
     with pytest.raises(rigfit.UsageError, match=rf"`rigfit eval {run.folder}` measures it\.$"):
         rigfit.api.verb("ocr", "worst", run)
+
+
+def test_an_export_takes_the_place_of_nothing_but_an_earlier_one(tmp_path: Path) -> None:
+    run = rigfit.train(TOY, rig="cpu:1", max_steps=1, micro_batch_size=1, out=str(tmp_path), name="run", quiet=True)
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("mine")
+    with pytest.raises(rigfit.UsageError, match="not rigfit's, such as config"):
+        rigfit.export(run, out=str(base))
+    assert [path.name for path in base.iterdir()] == ["config.json"]
+    assert (base / "config.json").read_text() == "mine"
+    for _ in range(2):
+        exported = rigfit.export(run, out=str(tmp_path / "exported"))
+    assert (exported / "model.safetensors").read_bytes() == (run.export / "model.safetensors").read_bytes()
+    assert rigfit.export(run, out=str(run.export)) == rigfit.export(run) == run.export

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
+from rigfit.folders import open_results
 from rigfit.recipes import build_task, load_recipe, open_splits
 from rigfit.runs.run import Run
 from rigfit.task import Task
-from rigfit.training.checkpoint import chosen_checkpoint
+from rigfit.training.checkpoint import Saved, chosen_checkpoint
 from rigfit.training.weights import restore
 
 
@@ -21,12 +23,27 @@ def export(run: Run, out: Path | None = None) -> Path:
 
     Where the task writes a format of its own, `rigfit.json` stands beside it and says what it is of.
 
+    Args:
+        run: What was trained.
+        out: Folder that is new, empty, or an earlier export of the same run; the run's own when absent.
+
     Raises:
         RunError: The run has no checkpoint yet.
+        UsageError: `out` holds something else.
     """
     saved = chosen_checkpoint(run, "best")
-    folder = out or run.export
-    folder.mkdir(parents=True, exist_ok=True)
+    if out is None or out.resolve() == run.export.resolve():
+        run.export.mkdir(parents=True, exist_ok=True)
+        _write(run, saved, run.export)
+        return run.export
+    command = shlex.join(["rigfit", "export", str(run.folder.resolve())])
+    results = open_results(out, command=command, given_as="--out")
+    with results.new_files() as folder:
+        _write(run, saved, folder)
+    return out
+
+
+def _write(run: Run, saved: Saved, folder: Path) -> None:
     recipe = load_recipe(run.plan.recipe)
     stage = run.plan.stages[saved.progress.stage]
     config = recipe.read_config(stage.config)
@@ -41,12 +58,11 @@ def export(run: Run, out: Path | None = None) -> Path:
     }
     if task.write_export(folder):
         _write_json(folder / "rigfit.json", description)
-        return folder
+        return
     temporary = folder / ".model.safetensors.writing"
     save_file(weights, temporary)
     os.replace(temporary, folder / "model.safetensors")
     _write_json(folder / "config.json", description | {"model": task.export_config()})
-    return folder
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
