@@ -83,6 +83,11 @@ def test_torch_is_not_imported_by_what_needs_no_torch(words):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_a_plan_does_not_wait_for_torch_which_the_process_that_reads_imports():
+    code = "import sys, rigfit.new_run, rigfit.api; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 def test_mistakes_are_told_before_torch_is_imported():
     # Torch takes seconds to import, and a mistake in a word is known without it.
     mistakes = [

@@ -32,7 +32,6 @@ from rigfit.runs.status_line import StatusLine
 from rigfit.runs.step_bar import step_bar
 from rigfit.runs.terminal import page_width
 from rigfit.stopping import stops_cleanly
-from rigfit.training import checkpoint
 from rigfit.training.bitsandbytes import is_installed, require_installed
 from rigfit.workload import RUN_WIDE_KEYS, Recipe, Workload, WorkloadConfig
 
@@ -302,6 +301,8 @@ def _require_here(rig: Rig) -> None:
 
 def ready_to_resume(run: Run, rig: Rig | None, *, quiet: bool) -> Run:
     """Check that the run can go on, move its plan to `rig` where that is another, and say so."""
+    from rigfit.training import checkpoint  # torch comes with it, which a plan does not wait for
+
     with only_writer(run.folder):  # the ranks hold it while they train
         checkpoint.find_newest(run)  # what stands in the way is said before anything is touched
     planned = run.plan
