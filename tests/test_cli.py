@@ -275,6 +275,7 @@ def test_a_plan_that_is_stopped_leaves_neither_folders_nor_processes(number, tmp
         env={**os.environ, "TMPDIR": str(tmp_path), "STARTED": str(tmp_path / "started")},
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # these tests may run under nohup
     )
     while not (tmp_path / "started").is_file():  # written in the forward pass, by the process that reads it
         assert program.poll() is None
