@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rigfit.runs import checkpoints
+from tests.killed import die_before_call
 
 
 def save(root: Path, step: int, content: bytes = b"weights") -> Path:
@@ -213,15 +214,7 @@ needs_kill = pytest.mark.skipif(os.name == "nt", reason="SIGKILL and fork are Un
 
 def _save_and_die(root: Path, step: int, death: int) -> None:
     """Save as training does, and be killed before the file system is asked for the `death`-th time."""
-    asked = 0
-
-    def count(event: str, _: object) -> None:
-        nonlocal asked
-        asked += event.startswith(("open", "os.", "shutil."))
-        if asked == death:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
+    die_before_call(death)
     checkpoints.publish(write_files(root, step), checkpoints.name_of(step))
     checkpoints.point(root, "last", checkpoints.name_of(step))
     checkpoints.point(root, "best", checkpoints.name_of(step))

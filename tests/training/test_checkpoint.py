@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from rigfit.runs.run import Run
 from rigfit.training import checkpoint
 from rigfit.training.checkpoint import Progress
 from rigfit.training.distributed import World
+from tests.killed import die_before_call
 
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
@@ -118,15 +118,7 @@ def test_after_a_kill_before_any_call_to_the_file_system_the_best_is_the_best_an
 
 def _save_and_die(root: Path, death: int) -> None:
     """Save step 3, the best, and be killed before the file system is asked for the `death`-th time."""
-    asked = 0
-
-    def count(event: str, _: object) -> None:
-        nonlocal asked
-        asked += event.startswith(("open", "os.", "shutil."))
-        if asked == death:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
+    die_before_call(death)
     save(root, 3, 0.9, 3)
 
 

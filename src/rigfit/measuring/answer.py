@@ -113,12 +113,8 @@ def run_steps(question: Question) -> dict[str, Any]:
     }
 
 
-def _num_trainable(task: Task) -> int:
-    return sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
-
-
 def _bucket_bytes(task: Task, world_size: int) -> int:
-    return _BUCKET_BYTES_PER_TRAINABLE * _num_trainable(task) if world_size > 1 else 0
+    return _BUCKET_BYTES_PER_TRAINABLE * facts_of(task).num_trained if world_size > 1 else 0
 
 
 def _build(question: Question) -> tuple[Recipe, WorkloadConfig, Task]:

@@ -48,40 +48,18 @@ def _leave_as_they_are(_module: nn.RNNBase) -> None:
     """Put the weights into one buffer, of the same bytes: torch looks for their addresses, which are not there."""
 
 
-def _padded(
-    mode: int,
-    x: Tensor,
-    hidden: Any,
-    weights: list[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, ...]:
-    return _run(mode, x, hidden, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first, [])
+def _padded(mode: int, *args: Any) -> tuple[Tensor, ...]:
+    return _run(mode, [], *args)
 
 
-def _packed(
-    mode: int,
-    x: Tensor,
-    batch_sizes: Tensor,
-    hidden: Any,
-    weights: list[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-) -> tuple[Tensor, ...]:
+def _packed(mode: int, x: Tensor, batch_sizes: Tensor, *args: Any) -> tuple[Tensor, ...]:
     steps = int(batch_sizes.shape[0])  # every sample is taken to be as long as the longest (`worst_case.py`)
-    sizes = [int(x.shape[0]) // steps] * steps
-    return _run(mode, x, hidden, weights, has_biases, num_layers, dropout, train, bidirectional, False, sizes)
+    return _run(mode, [int(x.shape[0]) // steps] * steps, x, *args)
 
 
 def _run(
     mode: int,
+    batch_sizes: list[int],
     x: Tensor,
     hidden: Any,
     weights: list[Tensor],
@@ -90,8 +68,7 @@ def _run(
     dropout: float,
     train: bool,
     bidirectional: bool,
-    batch_first: bool,
-    batch_sizes: list[int],
+    batch_first: bool = False,
 ) -> tuple[Tensor, ...]:
     h, c = hidden if mode == _MODES["lstm"] else (hidden, None)
     hidden_size = int((h if c is None else c).shape[2])
