@@ -57,7 +57,16 @@ def test_files_written_together_become_results_together_or_not_at_all(tmp_path: 
     taken = pytest.raises(UsageError, match=r"mine\.txt is there and not a result of")
     with taken, opened(out).new_files() as aside:
         fill_plainly(aside, "another.txt", "mine.txt")
-    assert contents(out) == {"mine.txt": "mine"}
+    kept = {"mine.txt": "mine", "one.txt": "2", "sub/two.txt": "2"}
+    assert contents(out) == kept  # the former results stay where nothing new comes
+    with contextlib.suppress(KeyError), opened(out).new_files() as aside:
+        fill_plainly(aside, "one.txt")
+        raise KeyError
+    assert contents(out) == kept
+    with contextlib.suppress(KeyError), opened(tmp_path / "a" / "fresh").new_files() as aside:
+        fill_plainly(aside, "one.txt")
+        raise KeyError
+    assert not (tmp_path / "a" / "fresh").exists()
     fill(tmp_path / "changed", {"one.txt": "1"})
     (tmp_path / "changed" / "one.txt").write_text("mine now", encoding="utf-8")
     with pytest.raises(UsageError, match="was changed after"), opened(tmp_path / "changed").new_files():

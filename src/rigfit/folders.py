@@ -134,12 +134,13 @@ class ResultFolder:
         """
         aside = self.path / _PART
         try:
-            self._begin()
+            self._hold()
             shutil.rmtree(aside, ignore_errors=True)  # what a kill left
             aside.mkdir()
             yield aside
             names = sorted(path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file())
             self.require_free(names)
+            self._begin()
             with (self.path / RECORD).open("a", encoding="utf-8") as record:
                 record.writelines(json.dumps({"file": name, "sha256": _digest(aside / name)}) + "\n" for name in names)
             for name in names:
@@ -149,8 +150,9 @@ class ResultFolder:
             cause = f"{self.path} cannot be written: {error.strerror or error}."
             raise RunError(cause, f"Make room, or give another folder as {self.given_as}.") from error
         finally:
-            if self._has_begun:
+            if self._lock is not None:
                 shutil.rmtree(aside, ignore_errors=True)
+            self._let_go()
 
     def require_free(self, names: Iterable[str]) -> None:
         """Refuse names that other files have; said before the first file, no former result is lost by it.
@@ -200,10 +202,8 @@ class ResultFolder:
     def _begin(self) -> None:
         if self._has_begun:
             return
-        self.former()  # before anything is made
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / RECORD).open("a", encoding="utf-8")
-        _hold(self._lock, self.path)
+        self._hold()
+        assert self._lock is not None
         for name in self.former():
             (self.path / name).unlink()
             _remove_empty((self.path / name).parent, until=self.path)
@@ -211,6 +211,26 @@ class ResultFolder:
         self._lock.write(json.dumps({"command": self.command}) + "\n")
         self._lock.flush()
         self._has_begun = True
+
+    def _hold(self) -> None:
+        """Make the folder and keep other processes from it; what is in it stays."""
+        if self._lock is not None:
+            return
+        self.former()  # before anything is made
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = (self.path / RECORD).open("a", encoding="utf-8")
+        _hold(lock, self.path)
+        self._lock = lock
+
+    def _let_go(self) -> None:
+        """Undo `_hold` where nothing came of the command."""
+        if self._has_begun or self._lock is None:
+            return
+        self._lock.close()
+        self._lock = None
+        if (self.path / RECORD).stat().st_size == 0:
+            (self.path / RECORD).unlink()
+            _remove_empty(self.path, until=self.path.parent)
 
 
 def _hold(record: IO[str], folder: Path) -> None:
