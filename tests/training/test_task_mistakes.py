@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -258,3 +260,25 @@ def test_what_a_loader_process_has_to_tell_stays_in_its_own_words(num_workers: i
     with pytest.raises(DataError) as told:
         next(iter(loader))
     assert (told.value.cause, told.value.remedy) == ("Picture 0 is gone.", "Put it back.")
+
+
+_LEFT_WHERE_IT_FAILED = """
+from rigfit.planning.plan import BatchLayout
+from rigfit.training.loader import Loader, Stream
+layout = BatchLayout(micro_batch_sizes=(2,), accumulation_steps=1)
+class Samples:
+    def __len__(self): return 400
+    def load(self, index, rng): return {"x": float(index)}
+loader = Loader(
+    Stream(samples=Samples(), seed=0, is_shuffled=False), layout, rank=0, first_position=0, total_samples=400,
+    step_size=2, num_workers=2, pin_memory=False,
+)
+taken = iter(loader)
+next(taken)
+raise SystemExit(7)
+"""
+
+
+def test_a_program_that_ends_amid_loading_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", _LEFT_WHERE_IT_FAILED], timeout=120, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (7, "")

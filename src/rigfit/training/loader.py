@@ -6,6 +6,7 @@ not a mode of the training loop.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import multiprocessing
 import signal
@@ -268,11 +269,14 @@ def _start_loader_process(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def end_loader_processes() -> None:
-    """End loader processes that are left, which otherwise would be waited for: they ignore being asked."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
+@atexit.register  # after torch was imported, so before multiprocessing asks them to end and waits
+def _end_loader_processes() -> None:
+    """End loader processes that are left when this one ends: they ignore being asked."""
+    left = [process for process in multiprocessing.active_children() if process.daemon]
+    if left and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for a failure
+    for process in left:
+        process.kill()
 
 
 def to_device(batch: Batch, device: torch.device, *, channels_last: bool) -> Batch:

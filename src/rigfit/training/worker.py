@@ -24,7 +24,6 @@ from rigfit.training.before import Before
 from rigfit.training.checkpoint import Saved
 from rigfit.training.distributed import World
 from rigfit.training.export import export
-from rigfit.training.loader import end_loader_processes
 from rigfit.training.signals import StopRequest
 from rigfit.training.stage import Stage, set_running
 
@@ -127,7 +126,6 @@ def main(folder: str) -> int:
         return 1
     finally:
         distributed.stop()
-        end_loader_processes()
     return 0
 
 
