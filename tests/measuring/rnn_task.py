@@ -28,7 +28,7 @@ class Recurrent(Task):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.body = config.body
-        kind: Any = getattr(nn, config.body, nn.LSTM)
+        kind: Any = getattr(nn, config.body.removeprefix("packed "), nn.LSTM)
         self.net = kind(
             INPUTS,
             HIDDEN,
@@ -44,17 +44,18 @@ class Recurrent(Task):
     def forward(self, batch: Batch) -> Tensor:
         x: Any = batch["x"]
         size = len(x)
-        if self.body == "packed":
+        if self.body.startswith("packed"):
             x = pack_padded_sequence(x, torch.full((size,), STEPS), batch_first=True, enforce_sorted=False)
             seen = pad_packed_sequence(self.net(x)[0], batch_first=True)[0]
         else:
             seen = self.net(x)[0]
         scores = self.head(seen)
-        if self.body != "ctc":
+        if not self.body.startswith("ctc"):
             return scores.square().sum()
         log_probs = scores.float().log_softmax(-1).transpose(0, 1)
-        lengths = torch.full((size,), STEPS)
-        return F.ctc_loss(log_probs, batch["y"], lengths, torch.full((size,), LETTERS), reduction="sum")
+        device = log_probs.device if self.body == "ctc, lengths beside it" else "cpu"
+        steps, letters = (torch.full((size,), count, device=device) for count in (STEPS, LETTERS))
+        return F.ctc_loss(log_probs, batch["y"], steps, letters, reduction="sum")
 
 
 def build(config: Config) -> Recurrent:

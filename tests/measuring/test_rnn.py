@@ -41,7 +41,7 @@ def seconds(trace: Trace) -> float:
     return step.forward + step.backward
 
 
-@pytest.mark.parametrize("body", ["LSTM", "GRU", "packed", "ctc"])
+@pytest.mark.parametrize("body", ["LSTM", "GRU", "packed", "packed GRU", "packed RNN", "ctc"])
 def test_on_the_cpu_the_peak_is_that_of_a_real_step(body):
     assert read("cpu", body=body).peak_live_bytes(SIZE) == pytest.approx(real_peak(body=body), rel=0.03)
 
@@ -68,8 +68,10 @@ def test_lstm_and_gru_compute_in_proportion_to_their_gates():
     assert seconds(gru) <= seconds(lstm) <= seconds(gru) * 4 / 3
 
 
-def test_lengths_are_planned_at_their_longest_on_a_card_and_said():
-    packed, ctc = read("cuda", body="packed"), read("cuda", body="ctc")
+@pytest.mark.parametrize("body", ["ctc", "ctc, lengths beside it"])
+def test_lengths_are_planned_at_their_longest_on_a_card_and_said(body):
+    packed, ctc = read("cuda", body="packed"), read("cuda", body=body)
+    assert not any("first way" in note for note in ctc.notes)
     kept = [storage.num_bytes.at(SIZE) for storage in packed.storages if storage.operator == "aten._cudnn_rnn"]
     assert 2 * 2 * STEPS * SIZE * HIDDEN * 6 * 4 in kept
     assert any("every sequence is taken to be as long as the longest" in note for note in packed.notes)

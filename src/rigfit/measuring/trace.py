@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -167,7 +168,8 @@ class Tracer:
         child = self._child_for(target)
         answer, text = child.ask(target, [micro_batch_size])[0]
         if answer["kind"] == "failure" and child.method == _PRETEND and _wanted_a_card(answer["text"]):
-            raise _ChildLostError(answer["text"])
+            place = re.search(r"( \([^()]+ line \d+\))?$", answer["text"])
+            raise _ChildLostError(f"something in the step asks the driver for a card{place[0] if place else ''}")
         if answer["kind"] != "trace":
             raise _refusal(answer, micro_batch_size, self._sizes_read(target))
         return self._noted(trace_from_json(text))
@@ -184,7 +186,7 @@ class Tracer:
         """Return the trace with a note where the first way of reading did not work."""
         if not self._why_rewritten or trace.device_kind != "cuda":
             return trace
-        note = f"The first way to read a step for CUDA did not work with this torch: {self._why_rewritten}."
+        note = f"The first way to read a step for CUDA did not work: {self._why_rewritten}."
         return replace(trace, notes=(*trace.notes, note))
 
     def _sizes_read(self, target: Target) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import DispatchKey
 
 from rigfit.measuring.paper.dispatcher import kernels_in_place
 
@@ -21,8 +22,11 @@ def packed_sequences(device: torch.device, *, is_cuda: bool) -> Iterator[None]:
         ("_pack_padded_sequence_backward", _pack_backward),
     ]
     if not is_cuda:  # on a card cuDNN takes them (`cudnn_rnn.py`)
-        names = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-        kernels += [(f"{name}.data", partial(_of_one_length, getattr(torch.ops.aten, name).input)) for name in names]
+        kernels.append(("lstm.data", _lstm_of_one_length))
+        kernels += [
+            (f"{name}.data", partial(_step_by_step, getattr(torch.ops.aten, name).data))
+            for name in ("gru", "rnn_tanh", "rnn_relu")
+        ]
     with kernels_in_place(f"Autograd{device.type.upper()}", kernels):
         yield
 
@@ -45,11 +49,18 @@ def _pack_backward(grad: Tensor, input_size: list[int], _batch_sizes: Tensor, ba
     return out.transpose(0, 1) if batch_first else out
 
 
-def _of_one_length(run: Any, data: Tensor, batch_sizes: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _lstm_of_one_length(data: Tensor, batch_sizes: Tensor, *args: Any) -> tuple[Tensor, ...]:
     """Run over sequences of one length as over a padded batch: torch takes oneDNN for an LSTM over either.
 
     Lengths that differ go cell by cell, which keeps less.
     """
     steps = int(batch_sizes.shape[0])
-    out = run(data.view(steps, -1, data.shape[1]), *args, False)
+    out = torch.ops.aten.lstm.input(data.view(steps, -1, data.shape[1]), *args, False)
     return (out[0].flatten(0, 1), *out[1:])
+
+
+def _step_by_step(operator: Any, data: Tensor, batch_sizes: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """Run torch's own kernel, which reads from memory how many samples each step has: what `worst_case` says."""
+    counts = batch_sizes.constant  # type: ignore[attr-defined]
+    found: tuple[Tensor, ...] = operator._op_dk(DispatchKey.CompositeImplicitAutograd, data, counts, *args)
+    return found
