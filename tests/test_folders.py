@@ -149,6 +149,31 @@ def tell_all(folder: ResultFolder) -> None:
     folder.require_free(["one.txt", "two.txt"])
 
 
+def test_a_person_s_file_where_a_folder_is_needed_is_told_and_former_results_stay(tmp_path: Path) -> None:
+    fill(tmp_path, {"one.txt": "1"})
+    (tmp_path / "sub").write_text("mine", encoding="utf-8")
+    for write in ("new_file", "new_files"):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(pytest.raises(UsageError, match="sub is there and not a result of"))
+            folder = opened(tmp_path)
+            if write == "new_file":
+                stack.enter_context(folder.new_file("sub/two.txt")).write_text("2", encoding="utf-8")
+            else:
+                aside = stack.enter_context(folder.new_files())
+                (aside / "sub").mkdir()
+                (aside / "sub" / "two.txt").write_text("2", encoding="utf-8")
+        assert contents(tmp_path) == {"one.txt": "1", "sub": "mine"}
+
+
+def test_a_record_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / RECORD).symlink_to(tmp_path / "mine.txt")
+    with pytest.raises(UsageError, match="is a link"):
+        opened(tmp_path / "out")
+    assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "mine"
+
+
 @pytest.mark.parametrize("begin", [write_first, tell_all])
 def test_a_person_s_file_in_the_way_is_told_while_former_results_are_still_there(
     tmp_path: Path, begin: Callable[[ResultFolder], None]

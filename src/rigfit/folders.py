@@ -164,6 +164,10 @@ class ResultFolder:
         for name in names:
             if name not in own and os.path.lexists(self.path / name):
                 raise self._taken(self.path / name)
+            for above in PurePosixPath(name).parents:
+                place = self.path / above
+                if above.as_posix() not in own and os.path.lexists(place) and not place.is_dir():
+                    raise self._taken(place)
 
     def _taken(self, target: Path) -> UsageError:
         return UsageError(
@@ -179,6 +183,8 @@ class ResultFolder:
             RunError: It cannot be made or written to.
         """
         refuse_unwritable(self.path)
+        if (self.path / RECORD).is_symlink():
+            raise UsageError(f"{self.path / RECORD} is a link.", f"Give another folder as {self.given_as}.")
         found = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
         found = [name for name in found if name not in (RECORD, _PART)]
         if not found:

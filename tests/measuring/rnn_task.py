@@ -62,8 +62,16 @@ def build(config: Config) -> Recurrent:
     return Recurrent(config)
 
 
+class Zeros:
+    def __len__(self) -> int:
+        return 64
+
+    def load(self, index: int, rng: Any) -> dict[str, Any]:
+        return {"x": torch.zeros(STEPS, INPUTS), "y": torch.ones(LETTERS, dtype=torch.long)}
+
+
 def open_data(config: Config, folder: Path) -> Splits:
-    raise NotImplementedError
+    return Splits(train=Zeros(), validation=Zeros())
 
 
 def example_batch(config: Config, micro_batch_size: int) -> Batch:

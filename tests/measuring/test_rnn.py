@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import rigfit
+from rigfit.measuring.paper.cudnn_rnn import ASSUMED
 from rigfit.measuring.trace import Target, Tracer
+from rigfit.planning.show.table_text import draw_table
 from rigfit.planning.speed.step_seconds import card_rates, step_seconds
 from rigfit.planning.trace import Trace
 from rigfit.recipes import load_recipe
@@ -66,6 +69,20 @@ def test_lstm_and_gru_compute_in_proportion_to_their_gates():
     assert set(flops["LSTM"]) == {8.0 * STEPS * SIZE * HIDDEN * widths * 2}
     assert set(flops["GRU"]) == {6.0 * STEPS * SIZE * HIDDEN * widths * 2}
     assert seconds(gru) <= seconds(lstm) <= seconds(gru) * 4 / 3
+
+
+def test_a_speed_that_nobody_scored_has_no_range_and_a_table_tells_what_was_assumed():
+    table = rigfit.plan_table(TASK, {"num_layers": (1, 2)}, rigs=("t4",), effective_batch_size=8)
+    for cell in table.cells:
+        assert cell.plan is not None
+        (stage,) = cell.plan.stages
+        assert stage.predicted_samples_per_second
+        assert stage.predicted_speed_error is None
+        assert ASSUMED in stage.assumptions
+        assert ASSUMED in cell.plan.facts
+    text = " ".join(draw_table(table).split())
+    assert text.count(ASSUMED) == 1
+    assert "%) samples/s" not in text
 
 
 @pytest.mark.parametrize("body", ["ctc", "ctc, lengths beside it"])

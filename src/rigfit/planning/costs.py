@@ -133,6 +133,12 @@ class PaperCosts:
     def model(self) -> ModelFacts | None:
         return self.trace.model
 
+    @property
+    def speed_error(self) -> float | None:
+        """Relative error that nine in ten speeds stay below; None where no such step was ever scored."""
+        has_scored_kernels = not any("_rnn" in call.operator for call in self.trace.calls)
+        return self.clock.error_p90 if self.clock is not None and has_scored_kernels else None
+
     def for_share(self, share: int) -> PaperCosts:
         if share == self.share:
             return self

@@ -165,7 +165,8 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
     precision, precision_reason, allow_tf32 = choose_precision(rig, config.precision)
     learning_rate, derivation = derive_lr(config)
     choice = search(config, rig, prices)
-    said = [*choice.notes, *(choice.costs.trace.notes if isinstance(choice.costs, PaperCosts) else ())]
+    assumptions = choice.costs.trace.notes if isinstance(choice.costs, PaperCosts) else ()
+    said = [*choice.notes, *assumptions]
     is_equal = len(set(choice.layout.micro_batch_sizes)) == 1
     # Not `choice.costs`, which may hold at the chosen micro-batch alone.
     lines = prices.costs(choice.variant) if prices is not None else None
@@ -200,7 +201,7 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
         predicted_peak_bytes=cost.peak_bytes,
         predicted_upper_bytes=cost.upper_bytes,
         predicted_samples_per_second=cost.samples_per_second,
-        predicted_speed_error=clock.error_p90 if clock else None,
+        predicted_speed_error=choice.costs.speed_error if isinstance(choice.costs, PaperCosts) else None,
         predicted_speed_source=clock.source if clock else None,
         predicted_source=cost.source,
         loading_samples_per_second=None,
@@ -211,6 +212,7 @@ def _plan_stage(config: WorkloadConfig, rig: Rig, prices: Prices | None) -> tupl
         couplings=tuple(sorted(coupling.value for coupling in couplings)),
         duration=None,
         model=choice.costs.model if choice.costs else None,
+        assumptions=assumptions,
     )
     return stage, said
 

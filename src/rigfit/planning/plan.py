@@ -190,6 +190,8 @@ class StagePlan:
     duration: Duration | None
     model: ModelFacts | None = None
     """What the model was built as, or None when nobody looked."""
+    assumptions: tuple[str, ...] = ()
+    """What was assumed where the step was read on paper; the plan's facts tell it, too."""
 
     @property
     def expected_samples_per_second(self) -> float | None:

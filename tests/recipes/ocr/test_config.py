@@ -53,6 +53,11 @@ def test_weights_that_are_not_here_are_refused_before_anything_is_planned(tmp_pa
             {"encoder_width": 102},
         ),
         (
+            {"encoder_width": 64},
+            "encoder_width 64 is not divisible by encoder_heads 3: use encoder_width 63 or 66, or encoder_heads 4",
+            {"encoder_width": 64, "encoder_heads": 4},
+        ),
+        (
             {"image_width": 102},
             "image_width 102 is not divisible by patch_width 4: use image_width 100 or 104",
             {"image_width": 100},

@@ -358,7 +358,7 @@ class PaperMode(FakeTensorMode):
                 found = worst_case(func, args, kwargs)
         finally:
             self._is_answering = False
-        if found is not None:
+        if found is not None and found[1]:
             self.recorder.assume(str(func), found[1])
         return found
 

@@ -17,8 +17,9 @@ _UNIQUE = frozenset({"aten::_unique2", "aten::unique_dim", "aten::unique_consecu
 _OTHERS = frozenset(
     {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "torchvision::nms", "aten::equal"}
 )
-_OTHER_CTC = frozenset({"aten::_use_cudnn_ctc_loss", "aten::_use_miopen_ctc_loss"})
-_CTC = frozenset({"aten::_ctc_loss", "aten::_ctc_loss_backward"}) | _OTHER_CTC
+_CTC = frozenset(
+    {"aten::_ctc_loss", "aten::_ctc_loss_backward", "aten::_use_cudnn_ctc_loss", "aten::_use_miopen_ctc_loss"}
+)
 _LENGTHS = _CTC | {"aten::_pack_padded_sequence"}
 
 
@@ -30,6 +31,8 @@ def depends_on_values(func: Any) -> bool:
 
 def worst_case(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, str] | None:
     """Return (largest output, what was assumed), or None where an operator's output does not depend on values.
+
+    What was assumed is empty where nothing was.
 
     Called while tensors without storage are active, so that what is made here has none either.
     """
@@ -106,7 +109,9 @@ def _packed(sequences: Tensor, *, batch_first: bool) -> tuple[Tensor, Tensor]:
 
 def _ctc(name: str, args: tuple[Any, ...]) -> tuple[Any, str]:
     """Return what CTC keeps: the logarithm of alpha, (batch, steps, 2 longest target + 1), LossCTC.cpp of ATen."""
-    if name in _OTHER_CTC:
+    if name == "aten::_use_miopen_ctc_loss":
+        return False, ""  # AMD's library
+    if name == "aten::_use_cudnn_ctc_loss":
         return False, "torch's own kernel is taken, which cuDNN's replaces for int32 targets on the CPU without padding"
     if name == "aten::_ctc_loss_backward":
         return torch.empty_like(args[1]), "every target is taken to be as long as the longest can be"

@@ -39,6 +39,8 @@ def legend(table: Table, page_width: int, *, is_grid: bool, has_bars: bool) -> I
     yield from entry("precision", _precision_words(table))
     for coupling in sorted({coupling for plan in plans for stage in plan.stages for coupling in stage.couplings}):
         yield from entry("caution", f"{describe_coupling(coupling)}; micro_batch_size=N pins it")
+    for note in dict.fromkeys(note for plan in plans for stage in plan.stages for note in stage.assumptions):
+        yield from entry("assumed", note)
     if not any(stage.predicted_samples_per_second for plan in plans for stage in plan.stages):
         yield from entry("speed, time", "not estimated: the speed is unmeasured")
         return

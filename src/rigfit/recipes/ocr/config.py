@@ -177,4 +177,8 @@ def _check_divides(name: str, value: int, divisor_name: str, divisor: int) -> No
     if value % divisor:
         below = value // divisor * divisor
         nearest = f"{below} or {below + divisor}" if below else str(divisor)
-        raise ValueError(f"{name} {value} is not divisible by {divisor_name} {divisor}: use {name} {nearest}")
+        fitting = min((n for n in range(1, value + 1) if value % n == 0), key=lambda n: (abs(n - divisor), -n))
+        raise ValueError(
+            f"{name} {value} is not divisible by {divisor_name} {divisor}: use {name} {nearest}, "
+            f"or {divisor_name} {fitting}"
+        )
