@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from rigfit.hardware.rig import Rig
+from rigfit.planning.layout import SPEED_TOLERANCE
 from rigfit.planning.memory.outside import list_outside
 from rigfit.planning.memory.profile import MemoryProfile, Share
 from rigfit.planning.plan import Candidate, Plan, StagePlan
@@ -181,7 +182,11 @@ def _verdict(item: Candidate, stage: StagePlan) -> str:
         return f"refused: {item.refusal}"
     if speed is not None and stage.predicted_samples_per_second:
         ratio = speed / stage.predicted_samples_per_second
-        return f"fits{fast}: {_compared(ratio)}"
+        # The chosen one may be the slower by that share of the faster (`SPEED_TOLERANCE`), and saves memory then.
+        is_larger = item.micro_batch_size > stage.layout.largest_micro_batch
+        is_near = is_larger and 1.01 <= ratio <= 1 / (1 - SPEED_TOLERANCE)
+        reason = f"; within {SPEED_TOLERANCE * 100:.0f} % the smaller micro-batch is taken" if is_near else ""
+        return f"fits{fast}: {_compared(ratio)}{reason}"
     if item.variant == chosen:
         return "fits, with more passes than the chosen one" if _is_smaller(item, stage) else "fits"
     return "fits, with another change than the chosen one"
