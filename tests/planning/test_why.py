@@ -55,3 +55,18 @@ def test_everything_is_explained_within_100_columns():
 
 def test_what_nobody_read_on_paper_is_not_explained():
     assert "is not known: the step was not read on paper" in explain_why(plan_with_memory(memory=None))
+
+
+def test_a_larger_micro_batch_that_is_hardly_faster_is_told_why_it_was_not_taken():
+    plan = plan_with_memory()
+    (stage,) = plan.stages
+    chosen = next(one for one in stage.candidates if one.micro_batch_size == 4)
+    sizes = [
+        replace(chosen, micro_batch_size=size, predicted_samples_per_second=speed)
+        for size, speed in ((4, 100.0), (8, 102.0), (2, 102.0), (16, 110.0))
+    ]
+    text = explain_why(plan.with_stages((replace(stage, predicted_samples_per_second=100.0, candidates=tuple(sizes)),)))
+    told = " ".join(text.split())
+    assert "2 % faster than the chosen one; within 3 % the smaller micro-batch is taken" in told
+    assert told.count("within 3 %") == 1
+    assert "10 % faster than the chosen one" in told
