@@ -225,7 +225,7 @@ class ResultFolder:
         self.former()  # before anything is made
         self.path.mkdir(parents=True, exist_ok=True)
         lock = (self.path / RECORD).open("a", encoding="utf-8")
-        _hold(lock, self.path)
+        _keep_others_out(lock, self.path)
         self._lock = lock
 
     def _let_go(self) -> None:
@@ -239,7 +239,7 @@ class ResultFolder:
             _remove_empty(self.path, until=self.path.parent)
 
 
-def _hold(record: IO[str], folder: Path) -> None:
+def _keep_others_out(record: IO[str], folder: Path) -> None:
     """Let no other process write into `folder` until `record` is closed or this one ends, however it ends.
 
     Raises:

@@ -100,11 +100,17 @@ def _all_different(name: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
 def _packed(sequences: Tensor, *, batch_first: bool) -> tuple[Tensor, Tensor]:
     """Return the steps of all sequences and how many each step has: a tensor whose values torch knows."""
     steps, batch = (int(n) for n in (reversed(sequences.shape[:2]) if batch_first else sequences.shape[:2]))
+    known = known_counts(steps, batch, sequences)
+    return sequences.new_empty((steps * batch, *sequences.shape[2:])), known
+
+
+def known_counts(steps: int, batch: int, like: Tensor) -> Tensor:
+    """Return how many samples each step has, `batch` everywhere: on the CPU, and torch knows the values."""
     with unset_fake_temporarily():
         counts = torch.full((steps,), batch, dtype=torch.int64)
-    mode = sequences.fake_mode  # type: ignore[attr-defined]
-    known = mode.fake_tensor_converter.from_real_tensor(mode, counts, make_constant=True)
-    return sequences.new_empty((steps * batch, *sequences.shape[2:])), known
+    mode = like.fake_mode  # type: ignore[attr-defined]
+    known: Tensor = mode.fake_tensor_converter.from_real_tensor(mode, counts, make_constant=True)
+    return known
 
 
 def _ctc(name: str, args: tuple[Any, ...]) -> tuple[Any, str]:
