@@ -199,6 +199,42 @@ class SparseProduct(nn.Module):
         return torch.sparse.mm(torch.eye(len(x), device=x.device).to_sparse(), self.layer(x))
 
 
+class Growing(nn.Module):
+    """Writes into buffers that have no room for it yet."""
+
+    def __init__(self, deed: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_INPUTS, NUM_OUTPUTS)
+        self.deed = deed
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.layer(x)
+        wide = hidden.detach().repeat(1, 100)
+        room = torch.empty(0, device=x.device)
+        if self.deed == "resized":
+            room.resize_(wide.shape).copy_(wide)
+        else:
+            torch.mul(wide, 2.0, out=room)
+        return hidden * room.mean()
+
+
+class Mixed(nn.Module):
+    """Multiplies tensors of different types."""
+
+    def __init__(self, deed: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_INPUTS, NUM_OUTPUTS)
+        self.filter = nn.Conv1d(1, 1, 3, bias=False)
+        self.deed = deed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.deed == "float64 input":
+            return self.layer(x.double())
+        if self.deed == "bytes into a convolution":
+            return self.filter(x.to(torch.uint8)[:, None])
+        return self.layer(x.bfloat16())
+
+
 class Misbehaving(nn.Module):
     """Does what no layer should, to the process it runs in or beside it."""
 
@@ -265,6 +301,10 @@ def build_body(config: Config) -> nn.Module:
     }
     if config.body in ("asks", "listens", "interrupts", "vanishes", "is killed", "loads"):
         return Misbehaving(config.body)
+    if config.body in ("resized", "written out"):
+        return Growing(config.body)
+    if config.body in ("float64 input", "bytes into a convolution", "bfloat16 input"):
+        return Mixed(config.body)
     return bodies[config.body]()
 
 

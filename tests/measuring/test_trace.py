@@ -247,6 +247,21 @@ def test_operators_that_depend_on_values_are_planned_at_their_worst_and_said():
     assert "a number read from a tensor (`.item()`)" in notes
 
 
+@pytest.mark.parametrize("body", ["resized", "written out"])
+def test_a_buffer_that_grows_counts_at_its_new_size(body):
+    trace = read(target(), body=body)
+    room = 4 * BATCH * OUTPUTS * 100
+    assert [n for n, s in enumerate(trace.storages) if s.num_bytes.fixed == room and "repeat" not in s.operator]
+    assert trace.peak_live_bytes(BATCH) >= 2 * room  # what is written and where
+
+
+@pytest.mark.parametrize("body", ["float64 input", "bytes into a convolution", "bfloat16 input"])
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_types_that_torch_does_not_multiply_are_refused_as_in_training(kind, body):
+    with pytest.raises(TrainingError, match="dtype|Input type"):
+        read(target(kind=kind), body=body)
+
+
 def test_an_operator_that_cannot_be_read_is_named_with_its_line_and_a_way_out():
     line = next(n for n, text in enumerate(Path(SMALL).read_text().splitlines(), 1) if "# here" in text)
     with pytest.raises(UsageError) as caught:
@@ -367,6 +382,8 @@ def live_peak_of_a_real_step(recipe_name: str, wanted: Target, size: int, **conf
     [
         (SMALL, {"body": "blocks"}, "none", BATCH),
         (SMALL, {"body": "wide"}, "none", 4096),
+        (SMALL, {"body": "resized"}, "none", 64),
+        (SMALL, {"body": "written out"}, "none", 64),
         ("autoencoder", AUTOENCODER, "none", BATCH),
         ("autoencoder", AUTOENCODER, "all", BATCH),
     ],

@@ -19,6 +19,7 @@ from rigfit.measuring.paper.accumulation import adds_in_place, references_when_a
 from rigfit.measuring.paper.cost import Cost, cost_of, hidden_bytes, is_look, unreduced_bytes
 from rigfit.measuring.paper.memo import Memo
 from rigfit.measuring.paper.onednn_rnn import with_workspace
+from rigfit.measuring.paper.refused import refuse_mixed_types
 from rigfit.measuring.paper.worst_case import depends_on_values, worst_case
 from rigfit.planning.trace import Call, Kind, Line, Mark, Phase, Storage, Trace
 
@@ -173,11 +174,20 @@ class Recorder:
     ) -> int:
         """Note the storage of `tensor` unless it is known already; return its number."""
         storage = tensor.untyped_storage()
+        key, num_bytes = storage._cdata, int(storage.nbytes())
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._add(max(at_least, num_bytes), kind, module, operator)
+            self._follow(storage, number)
+        elif num_bytes > self.sizes[number]:  # grown by `resize_` or `out=`: torch copies, then releases what was
+            former, number = number, self._add(num_bytes, self.kinds[number], module or self.modules[number], operator)
+            self.order.append(~former)
+            self._follow(storage, number)
+        return number
+
+    def _follow(self, storage: torch.UntypedStorage, number: int) -> None:
+        """Write down the release of a storage when it comes."""
         key = storage._cdata
-        if key in self._numbers:
-            return self._numbers[key]
-        num_bytes = max(at_least, int(storage.nbytes()))
-        number = self._add(num_bytes, kind, module, operator)
         self._numbers[key] = number
 
         def released(_reference: object) -> None:
@@ -186,7 +196,6 @@ class Recorder:
             self.order.append(~number)
 
         self._references[key] = weakref.ref(storage, released)
-        return number
 
     def _add(self, num_bytes: int, kind: Kind, module: str, operator: str) -> int:
         number = len(self.sizes)
@@ -330,6 +339,7 @@ class PaperMode(FakeTensorMode):
 
     def _run(self, func: Any, types: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...] | None]:
         """Return what an operator returns, and what it has in common with calls that return the same."""
+        refuse_mixed_types(func, args)
         known, key = self._memo.recall(func, args, kwargs)
         if known is not None:  # then every tensor is of this reading
             return known[0], key
