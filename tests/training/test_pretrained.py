@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import rigfit
+from rigfit.training.signals import STOP_SIGNALS
 from rigfit.training.trained import open_trained
 from tests.adapter_task import write_base
 from tests.training.test_resume import rewind, steps_of
@@ -34,10 +37,16 @@ def events_of(run: rigfit.Run) -> str:
 
 
 @pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torchrun starts a single rank: the whole path of `train`, without another interpreter."""
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As torchrun starts a single rank: the whole path of `train`, without another interpreter.
+
+    Whatever came of it, signals do afterwards what they did before.
+    """
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
+    handlers = [signal.getsignal(number) for number in STOP_SIGNALS]
+    yield
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers
 
 
 @pytest.fixture(scope="module")

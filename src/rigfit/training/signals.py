@@ -5,17 +5,35 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any, Self
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Remembers the first SIGTERM or SIGINT this process was sent. A second SIGINT stops at once."""
+    """Remembers the first SIGTERM or SIGINT this process was sent inside a `with` block. A second SIGINT stops at once.
 
-    def __init__(self) -> None:
+    After the block signals do what they did before it: a script that trained goes on, and can be ended.
+
+    Args:
+        until_exit: The process ends with the training: a signal that comes after the block is remembered, and no more.
+    """
+
+    def __init__(self, *, until_exit: bool = False) -> None:
         self.received: int | None = None
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._remember)
+        self._until_exit = until_exit
+        self._former: list[Any] = []
+
+    def __enter__(self) -> Self:
+        self._former = [signal.signal(number, self._remember) for number in STOP_SIGNALS]
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._until_exit:
+            return
+        for number, former in zip(STOP_SIGNALS, self._former, strict=True):
+            # None: a handler that was not set from Python, which Python cannot put back.
+            signal.signal(number, signal.SIG_DFL if former is None else former)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         if self.received == signal.SIGINT and number == signal.SIGINT:

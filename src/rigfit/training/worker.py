@@ -28,21 +28,25 @@ from rigfit.training.signals import StopRequest
 from rigfit.training.stage import Stage, set_running
 
 
-def train(run: Run) -> None:
+def train(run: Run, *, until_exit: bool = False) -> None:
     """Carry out the plan of `run` on this rank, from its newest good checkpoint or from the start.
+
+    With `until_exit` the process ends after it, and signals stay remembered until then.
 
     Raises:
         Interrupted: A signal came; the run is saved.
         RigfitError: Something a person can act on.
     """
     world = distributed.start(run.plan.rig)
-    with only_writer(run.folder) if world.is_first else nullcontext():
-        _train(run, world)
+    with (
+        only_writer(run.folder) if world.is_first else nullcontext(),
+        StopRequest(until_exit=until_exit) as stop,
+    ):
+        _train(run, world, stop)
 
 
-def _train(run: Run, world: World) -> None:
+def _train(run: Run, world: World, stop: StopRequest) -> None:
     plan = run.plan
-    stop = StopRequest()
     saved, damage = newest_checkpoint(run, world)
     before = Before.of(saved)
     resume_step = before.progress.step if before.saved else None
@@ -111,7 +115,7 @@ def main(folder: str) -> int:
     rank = distributed.rank_of_environment()
     _write_output_to(run.logs / f"rank{rank}.log")
     try:
-        train(run)
+        train(run, until_exit=True)
     except RigfitError as error:
         _report(run, rank, error)
         return error.exit_code
