@@ -258,7 +258,7 @@ def test_a_buffer_that_grows_counts_at_its_new_size(body):
 @pytest.mark.parametrize("body", ["float64 input", "bytes into a convolution", "bfloat16 input"])
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
 def test_types_that_torch_does_not_multiply_are_refused_as_in_training(kind, body):
-    with pytest.raises(TrainingError, match="dtype|Input type"):
+    with pytest.raises(TrainingError, match=r"dtype|Input type"):
         read(target(kind=kind), body=body)
 
 
