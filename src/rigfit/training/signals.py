@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any, Self
@@ -22,16 +23,17 @@ class StopRequest:
     def __init__(self, *, until_exit: bool = False) -> None:
         self.received: int | None = None
         self._until_exit = until_exit
-        self._former: list[Any] = []
+        self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._former = [signal.signal(number, self._remember) for number in STOP_SIGNALS]
+        if threading.current_thread() is threading.main_thread():  # no other may set them
+            self._former = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_error: object) -> None:
         if self._until_exit:
             return
-        for number, former in zip(STOP_SIGNALS, self._former, strict=True):
+        for number, former in self._former.items():
             # None: a handler that was not set from Python, which Python cannot put back.
             signal.signal(number, signal.SIG_DFL if former is None else former)
 

@@ -65,8 +65,9 @@ class Recorder:
 
     def assume(self, operator: str, text: str) -> None:
         """Note what was assumed where an operator depends on values."""
+        called = "item()" if "_local_scalar_dense" in operator else operator  # torch's name for it says little
         where = f" in {self._stack[-1]}" if self._stack[-1] else ""
-        self.tell(f"{operator}{where} depends on values: {text}")
+        self.tell(f"{called}{where} depends on values: {text}")
 
     def tell(self, note: str) -> None:
         """Add a note to the plan, once."""

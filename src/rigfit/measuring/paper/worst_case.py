@@ -65,7 +65,7 @@ def _scalar(tensor: Tensor) -> tuple[Any, str] | None:
     if getattr(tensor, "constant", None) is not None:
         return None  # torch knows the value
     value: Any = True if tensor.dtype == torch.bool else 1 if not tensor.is_floating_point() else 1.0
-    return value, f"a number read from a tensor (`.item()`) is taken to be {value}"
+    return value, f"a number read from a tensor is taken to be {value}"
 
 
 def _every_index(tensor: Tensor) -> Tensor:
