@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: str,
+    recipe: str | Path,
     *,
     rig: str | None = None,
     config_file: str | None = None,
@@ -70,7 +70,7 @@ def plan(
 
 
 def plan_table(
-    recipe: str,
+    recipe: str | Path,
     table: Mapping[str, Sequence[Any]],
     *,
     rigs: Sequence[str | None] = (None,),
@@ -129,7 +129,7 @@ def plan_table(
         return fill_table(tuple(table), rows, found, plan_row, tell=tell_place)
 
 
-def _workload(recipe: str, config_file: str | None, overrides: Mapping[str, Any]) -> Workload:
+def _workload(recipe: str | Path, config_file: str | None, overrides: Mapping[str, Any]) -> Workload:
     """Return what is to be trained, from a recipe, a YAML file and keys that win over it."""
     found = load_recipe(recipe)
     return build_workload(found, _resolved(found, config_file, overrides))
@@ -147,7 +147,7 @@ def _resolved(found: Recipe, config_file: str | None, overrides: Mapping[str, An
 
 
 def _workloads(
-    recipe: str,
+    recipe: str | Path,
     table: Mapping[str, Sequence[Any]],
     rows: Sequence[Mapping[str, Any]],
     config_file: str | None,
@@ -213,12 +213,19 @@ def _without(workload: Workload, pins: Collection[str]) -> Workload:
 
 
 def _check_assumed(num_samples: int | None) -> None:
-    if num_samples is not None and num_samples < 1:
-        raise UsageError(f"{num_samples} training samples cannot be assumed.", "Give --samples a number above 0.")
+    if num_samples is None:
+        return
+    if type(num_samples) is not int or num_samples < 1:
+        raise UsageError(f"{num_samples} training samples cannot be assumed.", "Give a whole number above 0.")
 
 
 def train(
-    target: str | Plan, *, rig: str | None = None, config_file: str | None = None, quiet: bool = False, **overrides: Any
+    target: str | Path | Plan,
+    *,
+    rig: str | None = None,
+    config_file: str | None = None,
+    quiet: bool = False,
+    **overrides: Any,
 ) -> Run:
     """Plan (unless `target` is a plan), train to the end on one process per device, and return the run.
 
@@ -257,10 +264,14 @@ def _tell_finished(run: Run) -> None:
 
 
 def _new_run(
-    target: str | Plan, rig: Rig | None, config_file: str | None, overrides: dict[str, Any], *, quiet: bool
+    target: str | Path | Plan, rig: Rig | None, config_file: str | None, overrides: dict[str, Any], *, quiet: bool
 ) -> Run:
-    is_planned = isinstance(target, Plan) or target.endswith(".json")
-    asked = target if is_planned else _workload(str(target), config_file, overrides)
+    if isinstance(target, Path):
+        target = str(target)
+    if isinstance(target, Plan) or (isinstance(target, str) and target.endswith(".json")):
+        asked: str | Plan | Workload = target
+    else:
+        asked = _workload(target, config_file, overrides)
     from rigfit.new_run import new_run
 
     return new_run(asked, rig, config_file, overrides, quiet=quiet)

@@ -279,9 +279,10 @@ def _run_config(recipe: Recipe, planned: Plan) -> WorkloadConfig:
 def _read_plan(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(
-            f"The plan {path} cannot be read: {error.strerror}.", "Write one with `rigfit plan RECIPE --out plan.json`."
+            f"The plan {path} cannot be read: {reason}.", "Write one with `rigfit plan RECIPE --out plan.json`."
         ) from error
 
 

@@ -58,7 +58,9 @@ class WorkloadConfig(BaseModel):
     out: str = Field("runs", description="folder under which run folders are made: OUT/RECIPE/NAME")
     name: str | None = Field(None, description="name of the run folder; numbered when absent")
 
-    effective_batch_size: int = Field(32, ge=1, description="samples behind one optimizer step, over all ranks")
+    effective_batch_size: int = Field(
+        32, ge=1, le=1_000_000, description="samples behind one optimizer step, over all ranks"
+    )
     micro_batch_size: int | None = Field(None, ge=1, description="samples one rank takes through one forward pass")
     epochs: int = Field(30, ge=1, description="passes over the training samples")
     max_steps: int | None = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -80,3 +81,92 @@ def test_a_signal_after_the_last_step_leaves_a_run_that_is_finished(tmp_path: Pa
     assert rigfit.Run.open(tmp_path / "late_task" / "late").status.state == "finished", done.stderr
     assert done.returncode == 0, done.stderr
     assert "Stopped" not in done.stderr
+
+
+_STUCK_IN_A_STEP = """
+import time
+from pathlib import Path
+from toy_task import Config, Task, open_data
+
+class Stuck(Task):
+    def forward(self, batch):
+        if self.training and self.passes == 8:
+            Path(MARK).touch()
+            time.sleep(600)
+        return super().forward(batch)
+
+def build(config):
+    return Stuck(config)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are a Unix thing")
+def test_a_second_interrupt_does_not_wait_for_the_step(tmp_path: Path) -> None:
+    (tmp_path / "toy_task.py").write_text(Path(TOY).read_text())
+    mark = tmp_path / "stuck"
+    (tmp_path / "stuck_task.py").write_text(f"MARK = {str(mark)!r}\n{_STUCK_IN_A_STEP}")
+    words = ["train", str(tmp_path / "stuck_task.py"), f"out={tmp_path}", "name=stuck", "save_every_steps=1"]
+    command = [sys.executable, "-m", "rigfit.cli", *words, "--rig", "cpu:2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(mark, process)
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)  # as a person presses it again
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 130, told
+    assert "Stopped at once by a second Ctrl-C; the newest checkpoint is of step" in told
+    assert "Traceback" not in told
+    run = rigfit.Run.open(tmp_path / "stuck_task" / "stuck")
+    assert run.status.state == "interrupted"
+
+
+_TWO_RUNS = """
+import os, signal, sys
+import rigfit
+from toy_task import Config, Task, open_data
+
+class Stopping(Task):
+    def forward(self, batch):
+        if os.environ["STOPS"] == "in a step" and self.training:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().forward(batch)
+
+    def write_export(self, folder):
+        if os.environ["STOPS"] == "in export":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+def build(config):
+    return Stopping(config)
+
+if __name__ == "__main__":
+    for name in ("first", "second"):
+        rigfit.train(__file__, out=sys.argv[1], name=name, max_steps=6, rig="cpu:1", quiet=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are a Unix thing")
+@pytest.mark.parametrize(
+    ("where", "state", "exit_code"), [("in a step", "interrupted", 1), ("in export", "finished", -signal.SIGTERM)]
+)
+def test_a_script_of_ones_own_is_stopped_whenever_the_signal_comes(
+    where: str, state: str, exit_code: int, tmp_path: Path
+) -> None:
+    """As torchrun starts it. What comes too late to stop the first run does not let the second one begin."""
+    (tmp_path / "toy_task.py").write_text(Path(TOY).read_text())
+    script = tmp_path / "two_runs.py"
+    script.write_text(_TWO_RUNS)
+    environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "STOPS": where}
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == exit_code, done.stderr
+    assert rigfit.Run.open(tmp_path / "two_runs" / "first").status.state == state
+    assert not (tmp_path / "two_runs" / "second").exists()
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.1)

@@ -22,6 +22,7 @@ class Config(WorkloadConfig):
     num_layers: int = 2
     bidirectional: bool = True
     batch_first: bool = True
+    widening: int = 1
 
 
 class Recurrent(Task):
@@ -29,8 +30,9 @@ class Recurrent(Task):
         super().__init__()
         self.body = config.body
         kind: Any = getattr(nn, config.body.removeprefix("packed "), nn.LSTM)
+        self.widening = config.widening
         self.net = kind(
-            INPUTS,
+            INPUTS * config.widening,
             HIDDEN,
             config.num_layers,
             batch_first=config.batch_first,
@@ -42,7 +44,7 @@ class Recurrent(Task):
         return len(batch["x"])
 
     def forward(self, batch: Batch) -> Tensor:
-        x: Any = batch["x"]
+        x: Any = batch["x"].repeat(1, 1, self.widening)
         size = len(x)
         if self.body.startswith("packed"):
             x = pack_padded_sequence(x, torch.full((size,), STEPS), batch_first=True, enforce_sorted=False)

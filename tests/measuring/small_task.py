@@ -213,9 +213,25 @@ class Growing(nn.Module):
         room = torch.empty(0, device=x.device)
         if self.deed == "resized":
             room.resize_(wide.shape).copy_(wide)
+        elif self.deed == "written out, as many as there are":
+            torch.masked_select(wide, wide == wide, out=room)
         else:
             torch.mul(wide, 2.0, out=room)
         return hidden * room.mean()
+
+
+class Counting(nn.Module):
+    """Adds up a mask and averages in another type: torch copies the whole before it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_INPUTS, NUM_OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.layer(x)
+        wide = hidden.detach().repeat(1, 100)
+        mean = wide.mean(dtype=torch.float64).float()
+        return hidden * mean * (wide > 0).repeat(1, 4).sum()
 
 
 class Mixed(nn.Module):
@@ -232,6 +248,8 @@ class Mixed(nn.Module):
             return self.layer(x.double())
         if self.deed == "bytes into a convolution":
             return self.filter(x.to(torch.uint8)[:, None])
+        if self.deed == "float64 bias":
+            return torch.nn.functional.linear(x, self.layer.weight, self.layer.bias.double())
         return self.layer(x.bfloat16())
 
 
@@ -294,6 +312,7 @@ def build_body(config: Config) -> nn.Module:
         "sparse": Sparse,
         "sparse product": SparseProduct,
         "blocks": lambda: Blocks(config),
+        "counted in another type": Counting,
         "fragile": Fragile,
         "remembering": lambda: Remembering(None),
         "hiding": lambda: Remembering({}),
@@ -301,9 +320,9 @@ def build_body(config: Config) -> nn.Module:
     }
     if config.body in ("asks", "listens", "interrupts", "vanishes", "is killed", "loads"):
         return Misbehaving(config.body)
-    if config.body in ("resized", "written out"):
+    if config.body in ("resized", "written out", "written out, as many as there are"):
         return Growing(config.body)
-    if config.body in ("float64 input", "bytes into a convolution", "bfloat16 input"):
+    if config.body in ("float64 input", "float64 bias", "bytes into a convolution", "bfloat16 input"):
         return Mixed(config.body)
     return bodies[config.body]()
 

@@ -49,6 +49,11 @@ def test_on_the_cpu_the_peak_is_that_of_a_real_step(body):
     assert read("cpu", body=body).peak_live_bytes(SIZE) == pytest.approx(real_peak(body=body), rel=0.03)
 
 
+def test_steps_of_wide_samples_are_copied_before_they_are_packed():
+    wide = {"body": "packed GRU", "widening": 40}
+    assert read("cpu", **wide).peak_live_bytes(SIZE) == pytest.approx(real_peak(**wide), rel=0.03)
+
+
 @pytest.mark.parametrize(("precision", "item"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])
 @pytest.mark.parametrize(("body", "kept"), [("LSTM", 6), ("GRU", 5), ("RNN", 1)])
 def test_on_a_card_backward_needs_gates_and_states_of_every_step(body, kept, precision, item):

@@ -255,7 +255,7 @@ def test_a_buffer_that_grows_counts_at_its_new_size(body):
     assert trace.peak_live_bytes(BATCH) >= 2 * room  # what is written and where
 
 
-@pytest.mark.parametrize("body", ["float64 input", "bytes into a convolution", "bfloat16 input"])
+@pytest.mark.parametrize("body", ["float64 input", "float64 bias", "bytes into a convolution", "bfloat16 input"])
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
 def test_types_that_torch_does_not_multiply_are_refused_as_in_training(kind, body):
     with pytest.raises(TrainingError, match=r"dtype|Input type"):
@@ -384,6 +384,8 @@ def live_peak_of_a_real_step(recipe_name: str, wanted: Target, size: int, **conf
         (SMALL, {"body": "wide"}, "none", 4096),
         (SMALL, {"body": "resized"}, "none", 64),
         (SMALL, {"body": "written out"}, "none", 64),
+        (SMALL, {"body": "written out, as many as there are"}, "none", 32),
+        (SMALL, {"body": "counted in another type"}, "none", 64),
         ("autoencoder", AUTOENCODER, "none", BATCH),
         ("autoencoder", AUTOENCODER, "all", BATCH),
     ],

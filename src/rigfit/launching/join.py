@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rigfit.errors import RigfitError
 from rigfit.hardware.rig import Rig
-from rigfit.launching.launch import show_end, show_progress
+from rigfit.launching.launch import note_end, show_end, show_progress
 from rigfit.runs.run import Run
 from rigfit.training import distributed, worker
 
@@ -25,7 +25,12 @@ def train_among_others(rig: Rig, make: Callable[[], Run], *, quiet: bool) -> Run
         raise outcome
     run = Run.open(outcome)
     with show_progress(run, is_quiet=quiet or not world.is_first):
-        worker.train(run)
+        try:
+            worker.train(run)
+        except (RigfitError, KeyboardInterrupt) as error:
+            if world.is_first:
+                note_end(run, worker.stopped_at_once(run) if isinstance(error, KeyboardInterrupt) else error)
+            raise
     if world.is_first and not quiet:
         show_end(run)
     distributed.stop()

@@ -62,10 +62,15 @@ def launch(run: Run, *, is_quiet: bool = False) -> None:
         error = _reported_failure(run) or _stopped_early(run, stopped.sigval)
     else:
         return
+    note_end(run, error)
+    raise error
+
+
+def note_end(run: Run, error: RigfitError) -> None:
+    """Write into the run's status why training ended before its last step."""
     state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
     with contextlib.suppress(RigfitError):  # a full disk must not hide what went wrong first
         run.set_status(state, step=run.status.step, total_steps=run.status.total_steps, message=error.cause)
-    raise error
 
 
 def _stopped_early(run: Run, number: signal.Signals) -> Interrupted:

@@ -10,6 +10,7 @@ import atexit
 import itertools
 import multiprocessing
 import signal
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -214,6 +215,7 @@ class Loader:
         dealt = (deal(self._stream.grouped(step), self._layout, self._rank, group_size=size) for step in self._steps)
         # Loader processes run some passes ahead; each step is dealt once all the same.
         ours, ahead = itertools.tee(dealt)
+        before = set(multiprocessing.active_children())
         batches = iter(
             DataLoader(
                 _Positions(self._stream),
@@ -224,6 +226,7 @@ class Loader:
                 worker_init_fn=_start_loader_process,
             )
         )
+        _loader_processes.update(set(multiprocessing.active_children()) - before)
         for passes in ours:
             yield [_micro_batch(taken, *_require_loaded(next(batches))) for taken in passes]
 
@@ -269,10 +272,14 @@ def _start_loader_process(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+_loader_processes: weakref.WeakSet[multiprocessing.process.BaseProcess] = weakref.WeakSet()
+"""Those that this process started; others are whoever's started them."""
+
+
 @atexit.register  # after torch was imported, so before multiprocessing asks them to end and waits
 def _end_loader_processes() -> None:
     """End loader processes that are left when this one ends: they ignore being asked."""
-    left = [process for process in multiprocessing.active_children() if process.daemon]
+    left = [process for process in multiprocessing.active_children() if process in _loader_processes]
     if left and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for a failure
     for process in left:

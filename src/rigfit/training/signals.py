@@ -12,9 +12,11 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Remembers the first SIGTERM or SIGINT this process was sent inside a `with` block. A second SIGINT stops at once.
+    """Remembers the first SIGTERM or SIGINT this process was sent inside a `with` block.
 
-    After the block signals do what they did before it: a script that trained goes on, and can be ended.
+    After SIGINT, a second one stops it at once; a process that waits for ranks passes its second on as SIGTERM. After
+    the block signals do what they did before it: a script that trained goes on, and can be ended. A signal that came
+    too late to stop the training does that then.
 
     Args:
         until_exit: The process ends with the training: a signal that comes after the block is remembered, and no more.
@@ -30,17 +32,20 @@ class StopRequest:
             self._former = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if self._until_exit:
             return
         for number, former in self._former.items():
             # None: a handler that was not set from Python, which Python cannot put back.
             signal.signal(number, signal.SIG_DFL if former is None else former)
+        if self.received is not None and error is None:
+            signal.raise_signal(self.received)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        if self.received == signal.SIGINT and number == signal.SIGINT:
+        if self.received == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        if self.received is None:
+            self.received = number
 
     def as_counts(self) -> list[int]:
         """Return a 1 for the signal received, to be added up over ranks."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from rigfit.errors import DoesNotFitError, RigfitError
+from rigfit.errors import DoesNotFitError, Interrupted, RigfitError
 from rigfit.runs import checkpoints
 from rigfit.runs.lock import only_writer
 from rigfit.runs.metrics import MetricsLog
@@ -124,13 +125,22 @@ def main(folder: str) -> int:
         _report(run, rank, out_of_memory(run, rank, error))
         return DoesNotFitError.exit_code
     except KeyboardInterrupt:
-        return 130
+        stopped = stopped_at_once(run)
+        _report(run, rank, stopped)
+        return stopped.exit_code
     except BaseException:
         traceback.print_exc()
         return 1
     finally:
         distributed.stop()
     return 0
+
+
+def stopped_at_once(run: Run) -> Interrupted:
+    """Return what to tell when a second Ctrl-C ended the ranks in the middle of a step."""
+    saved = checkpoints.list_checkpoints(run.checkpoints)
+    newest = f"the newest checkpoint is of step {checkpoints.step_of(saved[-1])}" if saved else "nothing is saved yet"
+    return Interrupted(f"Stopped at once by a second Ctrl-C; {newest}.", run.way_on, signal_number=signal.SIGINT)
 
 
 def out_of_memory(run: Run, rank: int, error: torch.OutOfMemoryError) -> DoesNotFitError:

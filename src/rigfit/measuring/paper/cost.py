@@ -178,6 +178,12 @@ def hidden_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ki
         return unreduced_bytes(func, args, kwargs)
     if name == "_ctc_loss_backward":  # beta, as large as alpha: LossCTC.cpp and LossCTC.cu of ATen
         return num_bytes(args[6])
+    if name in ("sum", "mean", "prod", "cumsum"):
+        return _cast_whole(name, args[0], kwargs.get("dtype"), kind)
+    if name == "masked_select":
+        return _selecting(args[0], args[1], kind)
+    if name == "_pack_padded_sequence":
+        return _packed_steps(args[0], batch_first=args[2])
     if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
         return _mask_positions(args[1])
     copies = matrix_copies(name, args, kind)
@@ -186,6 +192,42 @@ def hidden_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ki
     if kind == "cuda":
         return _attention_scratch(name, args) or cudnn_rnn_scratch(name, args)
     return convolution_scratch(name, args) or rnn_layer_scratch(name, args)
+
+
+def _cast_whole(name: str, tensor: Tensor, dtype: torch.dtype | None, kind: str) -> int:
+    """Return the bytes of a copy in the type of the result: `self.to(in_dtype)` of ATen's ReduceOps and ReduceOpsUtils.
+
+    Whole numbers add up in int64. A card reads 16 bits and adds in 32; the CPU's mean of 16 bits is computed in 32.
+    """
+    is_whole = not tensor.is_floating_point() and not tensor.is_complex()
+    wanted = dtype or (torch.int64 if is_whole else tensor.dtype)
+    is_half = tensor.dtype in (torch.float16, torch.bfloat16)
+    if is_half and kind == "cuda" and wanted == torch.float32 and name != "cumsum":
+        return 0
+    if is_half and kind == "cpu" and name == "mean":
+        wanted = torch.float32
+    return 0 if wanted == tensor.dtype else tensor.numel() * wanted.itemsize
+
+
+_GRAIN = 32768  # elements from which the CPU works with several threads, ATen/Parallel.h
+
+
+def _selecting(tensor: Tensor, mask: Tensor, kind: str) -> int:
+    """Return what `masked_select` needs beside its result where every element is taken, as ATen's kernels have it.
+
+    The CPU counts the mask in int64 before it makes the result, and with several threads numbers it in two more such
+    tensors; a card makes positions of it.
+    """
+    num = int(torch.broadcast_shapes(tensor.shape, mask.shape).numel())
+    if kind == "cuda":
+        return 8 * num * max(1, mask.dim())
+    return 16 * num if num >= _GRAIN else max(0, 8 - tensor.itemsize) * num
+
+
+def _packed_steps(sequences: Tensor, *, batch_first: bool) -> int:
+    """Return the bytes of steps that are copied before they are put end to end, PackedSequence.cpp of ATen."""
+    steps = sequences.transpose(0, 1) if batch_first else sequences
+    return 0 if steps.is_contiguous() else num_bytes(sequences)
 
 
 def _mask_positions(indices: Sequence[Tensor | None]) -> int:

@@ -9,11 +9,12 @@ from torch import Tensor
 
 _aten = torch.ops.aten
 
-# Operator -> where the two tensors stand among its arguments that have to be of one type.
-_PRODUCTS: dict[Any, tuple[int, int]] = {
+# Operator -> where the tensors stand among its arguments that have to be of one type.
+_PRODUCTS: dict[Any, tuple[int, ...]] = {
     _aten.mm.default: (0, 1),
-    _aten.addmm.default: (1, 2),
-    _aten.convolution.default: (0, 1),
+    _aten.mv.default: (0, 1),
+    _aten.addmm.default: (0, 1, 2),
+    _aten.convolution.default: (0, 1, 2),
 }
 
 
@@ -26,8 +27,7 @@ def refuse_mixed_types(func: Any, args: tuple[Any, ...]) -> None:
     places = _PRODUCTS.get(func)
     if places is None:
         return
-    first, second = args[places[0]], args[places[1]]
-    if isinstance(first, Tensor) and isinstance(second, Tensor) and first.dtype != second.dtype:
-        raise RuntimeError(
-            f"{func.overloadpacket} takes two tensors of one dtype, but got {first.dtype} and {second.dtype}"
-        )
+    found = {args[place].dtype: None for place in places if isinstance(args[place], Tensor)}
+    if len(found) > 1:
+        given = " and ".join(map(str, found))
+        raise RuntimeError(f"{func.overloadpacket} takes tensors of one dtype, but got {given}")

@@ -36,6 +36,14 @@ def worst_case(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> t
 
     Called while tensors without storage are active, so that what is made here has none either.
     """
+    found = _worst_case(func, args, kwargs)
+    given = kwargs.get("out")
+    if found is None or given is None:
+        return found
+    return given.resize_(found[0].shape), found[1]  # a tensor of the caller's own grows
+
+
+def _worst_case(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, str] | None:
     name = func._schema.name if hasattr(func, "_schema") else ""
     if name == "aten::_local_scalar_dense":
         return _scalar(args[0])
