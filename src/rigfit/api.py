@@ -60,7 +60,7 @@ def plan(
     found = parse_rig(rig)
     workload = _workload(recipe, config_file, overrides)
     from rigfit.new_run import plan_of, prepare, scratch
-    from rigfit.runs.status_line import StatusLine
+    from rigfit.status_line import StatusLine
 
     with scratch() as folder:
         is_known = prepare(workload.recipe, workload.config, folder, only_plans=True)
@@ -98,7 +98,7 @@ def plan_table(
     found = {name or "this machine": parse_rig(name) for name in rigs}
     workloads = _workloads(recipe, table, rows, config_file, overrides)
     from rigfit.new_run import plan_of, prepare, scratch, tracers_of
-    from rigfit.runs.status_line import StatusLine
+    from rigfit.status_line import StatusLine
 
     line, place = StatusLine(), ""
 

@@ -260,7 +260,7 @@ _RECIPE_INSTEAD = (
 def _tell_plan(made: Plan, *, is_why: bool) -> None:
     from rigfit.planning.hours import describe_hours, reckon_hours
     from rigfit.planning.show.explain import explain
-    from rigfit.runs.terminal import page_width
+    from rigfit.terminal import page_width
 
     typer.echo(explain(made, width=page_width()))
     hours = reckon_hours(made)
@@ -289,7 +289,7 @@ def _plan_table(target: str, table: list[str], rig: str | None, given: dict[str,
     axes, rigs = parse_axes(table), parse_rigs(rig)
     from rigfit import api
     from rigfit.planning.show.table_text import draw_table, table_to_json
-    from rigfit.runs.terminal import page_width
+    from rigfit.terminal import page_width
 
     with only_json_on_stdout(as_json):
         made = api.plan_table(target, axes, rigs=rigs, **given)

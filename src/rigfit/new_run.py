@@ -28,10 +28,10 @@ from rigfit.planning.show.explain import explain
 from rigfit.recipes import check_weights, load_module, load_recipe, open_splits
 from rigfit.runs.lock import only_writer
 from rigfit.runs.run import Run
-from rigfit.runs.status_line import StatusLine
 from rigfit.runs.step_bar import step_bar
-from rigfit.runs.terminal import page_width
+from rigfit.status_line import StatusLine
 from rigfit.stopping import stops_cleanly
+from rigfit.terminal import page_width
 from rigfit.training.bitsandbytes import is_installed, require_installed
 from rigfit.workload import RUN_WIDE_KEYS, Recipe, Workload, WorkloadConfig
 

@@ -33,6 +33,7 @@ def test_auto_is_every_gpu_here_or_one_cpu_rank(text):
     assert rig(text, *TITANS).devices == TITANS
     alone = rig(text)
     assert (alone.kind, alone.world_size, alone.is_here) == ("cpu", 1, True)
+    assert alone.devices[0].source == "this machine, on which CUDA finds no GPU"
 
 
 @pytest.mark.parametrize(("text", "num_ranks", "num_threads"), [("cpu", 1, 4), ("cpu:2", 2, 2), ("CPU:4", 4, 1)])

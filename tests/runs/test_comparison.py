@@ -65,12 +65,14 @@ def test_a_speed_off_by_more_than_its_own_bound_is_a_finding(speed, is_found):
     assert ("allowed itself 20%" in found.describe()) == is_found
 
 
-def test_a_prediction_without_a_bound_says_so_and_where_it_came_from():
+@pytest.mark.parametrize(("speed", "is_slow"), [(2.0, True), (90.0, False)])
+def test_a_prediction_without_a_bound_says_so_and_where_it_came_from(speed, is_slow):
     made = predicted(error=None)
     stages = tuple(replace(stage, predicted_source=Source.MEASURED) for stage in made.stages)
-    found = compare(made.with_stages(stages), [step(n, speed=2.0) for n in range(1, 31)])[0]
+    found = compare(made.with_stages(stages), [step(n, speed=speed) for n in range(1, 31)])[0]
     assert found.findings == ()
-    (note,) = found.notes
+    note, *advice = found.notes
+    assert ["OMP_NUM_THREADS=1" in sentence for sentence in advice] == [True] * is_slow
     assert note.startswith("note: the prediction of the speed gave no bound: it came from a few steps before the run")
     assert note in found.describe()
 

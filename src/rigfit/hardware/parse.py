@@ -43,7 +43,7 @@ def parse_rig(text: str | None, *, gpus: Sequence[Device] | None = None, num_cor
     cores = count_cores() if num_cores is None else num_cores
     wanted = "auto" if text is None else " ".join(text.lower().split())
     if wanted == "auto":
-        return Rig(devices=here or cpu_devices(1, cores), num_cores=cores, is_here=True)
+        return Rig(devices=here or _without_gpu(cores), num_cores=cores, is_here=True)
     if wanted.startswith("cpu"):
         return _cpu_rig(wanted, cores)
     if wanted in ("cuda", "gpu"):
@@ -90,6 +90,13 @@ def _pick(words: Sequence[str], here: Sequence[Device], cores: int) -> tuple[Dev
         known = ",".join(str(index) for index in range(len(here)))
         raise UsageError(f"There is no GPU {absent[0]} here; there are {known}.", f"Use --rig {known}.")
     return tuple(here[index] for index in indexes)
+
+
+def _without_gpu(cores: int) -> tuple[Device, ...]:
+    """Return the one CPU rank that is taken where nothing was asked for, with why."""
+    return tuple(
+        replace(device, source=f"{device.source}, on which CUDA finds no GPU") for device in cpu_devices(1, cores)
+    )
 
 
 def _no_gpu(wanted: str, cores: int) -> UsageError:

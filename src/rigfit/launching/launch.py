@@ -32,7 +32,7 @@ from rigfit.runs.follow import follow
 from rigfit.runs.progress import ProgressView
 from rigfit.runs.run import Run, State
 from rigfit.runs.summary import summarise
-from rigfit.runs.terminal import page_width
+from rigfit.terminal import page_width
 
 _SAVE_SECONDS = 300  # how long ranks may take to finish their step and save once they are asked to stop
 _LOG_LINES_SHOWN = 15

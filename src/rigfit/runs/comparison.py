@@ -26,6 +26,9 @@ _WARMING_STEPS = 10
 
 _PACED_BY_COMPUTING = 0.95
 
+# A CPU rank this much slower than a few steps before the run waits for other programs: its threads wait for each other.
+_BUSY = 0.5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -141,6 +144,7 @@ def _compare_stage(number: int, stage: StagePlan, kind: DeviceKind, steps: Seque
         ),
         notes=_notes(
             stage,
+            kind,
             {
                 "peak memory": (measured_bytes, predicted_bytes, bytes_bound),
                 "speed": (measured_speed, stage.expected_samples_per_second, stage.predicted_speed_error),
@@ -150,7 +154,7 @@ def _compare_stage(number: int, stage: StagePlan, kind: DeviceKind, steps: Seque
 
 
 def _notes(
-    stage: StagePlan, compared: Mapping[str, tuple[float | None, float | None, float | None]]
+    stage: StagePlan, kind: DeviceKind, compared: Mapping[str, tuple[float | None, float | None, float | None]]
 ) -> tuple[str, ...]:
     """Return a sentence on what was predicted without a bound; `compared` is (measured, predicted, bound) by name."""
     unbounded = [
@@ -161,7 +165,11 @@ def _notes(
     origin = ""
     if stage.predicted_source is Source.MEASURED:
         origin = ": it came from a few steps before the run, on the machine as it was just then"
-    return (f"note: the prediction of the {' and the '.join(unbounded)} gave no bound{origin}",)
+    note = f"note: the prediction of the {' and the '.join(unbounded)} gave no bound{origin}"
+    measured, predicted, _ = compared["speed"]
+    if kind == "cpu" and origin and measured and predicted and measured < _BUSY * predicted:
+        return note, "where other programs use the cores too, OMP_NUM_THREADS=1 slows the ranks least"
+    return (note,)
 
 
 def _finding(what: str, measured: float | None, predicted: float | None, bound: float | None) -> tuple[str, ...]:

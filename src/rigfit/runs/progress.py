@@ -16,7 +16,7 @@ from rigfit.runs.lines import describe_numbers, event_line, train_line, validati
 from rigfit.runs.pace import Clock, Pace, Rhythm, steps_dropped
 from rigfit.runs.records import Record
 from rigfit.runs.step_bar import step_bar
-from rigfit.runs.terminal import can_redraw, progress_console
+from rigfit.terminal import can_redraw, progress_console
 from rigfit.units import format_seconds
 
 __all__ = ["ProgressView", "follow", "step_bar"]

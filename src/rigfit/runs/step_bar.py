@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from rigfit.runs.pace import Clock, Rhythm
-from rigfit.runs.terminal import can_redraw, progress_console
+from rigfit.terminal import can_redraw, progress_console
 from rigfit.units import format_seconds
 
 _PATIENCE_SECONDS = 2.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def test_a_picture_or_mask_that_cannot_be_read_is_left_out_of_tuning(run: rigfit
     [("knn", ["knn.json"]), ("probe", ["probe.json"]), ("finetune", ["finetune.json", "unet.safetensors"])],
 )
 def test_a_verb_writes_over_nothing_but_its_own_results_of_the_same_pictures(
-    run: rigfit.Run, tmp_path: Path, name: str, files: list[str]
+    run: rigfit.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, files: list[str]
 ) -> None:
     kind = write_classes if name == "knn" else write_masks
     mine, ours = tmp_path / "mine", tmp_path / "ours"
@@ -181,6 +182,8 @@ def test_a_verb_writes_over_nothing_but_its_own_results_of_the_same_pictures(
     assert "another folder as --out" in caught.value.remedy
     assert {path.name: path.read_text(encoding="utf-8") for path in mine.iterdir()} == dict.fromkeys(files, "mine")
     call(data, ours)
+    done = "epoch 1 of 1 ..." if name == "finetune" else "pictures"
+    assert re.search(f"pretrained: .*{done}", capsys.readouterr().err)  # what takes minutes says so
     with pytest.raises(UsageError, match=f"holds the results of `rigfit contrastive {name} .*/data`"):
         call(other, ours)
     (ours / files[-1]).unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -149,8 +150,12 @@ def fit_unet(
     batch: int,
     seed: int,
     device: Any,
+    tell: Callable[[str], None],
 ) -> UNet:
-    """Return a U-shaped network trained whole by SGD with a cosine, on random crops and mirrors."""
+    """Return a U-shaped network trained whole by SGD with a cosine, on random crops and mirrors.
+
+    Each pass over the pictures is told, with the loss of the one before.
+    """
     torch.manual_seed(seed)
     model = UNet(copy.deepcopy(backbone).cpu(), img_size=size).to(device).train()
     for parameter in model.parameters():
@@ -160,8 +165,10 @@ def fit_unet(
     rng = np.random.default_rng(seed)
     steps = epochs * math.ceil(len(part) / batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(epochs):
-        rows = rng.permutation(len(part))
+    lately = ""
+    for epoch in range(1, epochs + 1):
+        tell(f"epoch {epoch} of {epochs}{lately}")
+        rows, total = rng.permutation(len(part)), 0.0
         for start in range(0, len(rows), batch):
             drawn = [draw_crop(part, int(row), size, threshold, rng) for row in rows[start : start + batch]]
             pictures = torch.stack([picture for picture, _ in drawn]).to(device)
@@ -172,6 +179,8 @@ def fit_unet(
             optimizer.step()
             finish_norms(norms, OneRank())
             schedule.step()
+            total += float(loss.detach()) * len(drawn)
+        lately = f", loss {total / len(rows):.3f}"
     return model.eval()
 
 

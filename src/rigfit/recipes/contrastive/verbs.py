@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rigfit.folders import ResultFolder, open_results
 from rigfit.limits import require_above_zero, require_at_least
 from rigfit.recipes.contrastive.config import SAMPLE_NAME
+from rigfit.status_line import StatusLine
 
 if TYPE_CHECKING:  # torch and timm take seconds, which `--help` need not wait for
     from rigfit.recipes.contrastive.downstream import Measured
@@ -49,10 +50,11 @@ def knn(trained: Trained, folder: str, *, out: Path, neighbours: int = 20) -> st
         return float((found == measured.test.labels).double().mean())
 
     tasks = {"pretrained": contrastive(trained.task), "fresh weights": fresh_task(trained)}
-    found = {
-        name: top1(*(features_of(task, part, trained.device) for part in (measured.train, measured.test)))
-        for name, task in tasks.items()
-    }
+    found = {}
+    with StatusLine() as line:
+        for name, task in tasks.items():
+            line.tell(f"{name}: features of {len(measured.train) + len(measured.test)} pictures")
+            found[name] = top1(*(features_of(task, part, trained.device) for part in (measured.train, measured.test)))
     found["pixels"] = top1(pixels_of(measured.train, size), pixels_of(measured.test, size))
     return _told("knn top-1", found, measured, results, "knn", neighbours=neighbours)
 
@@ -80,12 +82,16 @@ def probe(
     if not measured.classes:
         return _probe_masks(trained, measured, tasks, results, epochs=epochs, lr=lr, img_size=img_size)
     size, parts = contrastive(trained.task).config.img_size, (measured.train, measured.test)
-    shown = {name: [features_of(task, part, trained.device) for part in parts] for name, task in tasks.items()}
-    shown["pixels"] = [pixels_of(part, size) for part in parts]
     found = {}
-    for name, (train, test) in shown.items():
-        classifier = fit_linear(train, measured.train.labels, num_classes=len(measured.classes))
-        found[name] = accuracy(classifier, test, measured.test.labels)
+    with StatusLine() as line:
+        for name in (*tasks, "pixels"):
+            line.tell(f"{name}: features, then a classifier on those of {len(measured.train)} pictures")
+            train, test = (
+                features_of(tasks[name], part, trained.device) if name in tasks else pixels_of(part, size)
+                for part in parts
+            )
+            classifier = fit_linear(train, measured.train.labels, num_classes=len(measured.classes))
+            found[name] = accuracy(classifier, test, measured.test.labels)
     return _told("linear top-1", found, measured, results, "probe")
 
 
@@ -107,11 +113,14 @@ def _probe_masks(
     measured = with_masks(measured, contrastive(trained.task).config.max_bad_fraction)
     threshold = threshold_of(measured.train)
     found = {}
-    for name, task in tasks.items():
-        backbone, size = task.encoder.backbone, img_size or task.config.img_size
-        shown: dict[str, Any] = {"size": size, "threshold": threshold, "device": trained.device}
-        fitted = fit_probe(backbone, measured.train, epochs=epochs, lr=lr, seed=0, **shown)
-        found[name] = probe_iou(fitted, backbone, measured.test, **shown)
+    with StatusLine() as line:
+        for name, task in tasks.items():
+            line.tell(f"{name}: maps of {len(measured.train)} pictures, then {epochs} epochs on them")
+            backbone, size = task.encoder.backbone, img_size or task.config.img_size
+            shown: dict[str, Any] = {"size": size, "threshold": threshold, "device": trained.device}
+            fitted = fit_probe(backbone, measured.train, epochs=epochs, lr=lr, seed=0, **shown)
+            line.tell(f"{name}: {len(measured.test)} test pictures")
+            found[name] = probe_iou(fitted, backbone, measured.test, **shown)
     found |= _constant(measured, threshold)
     return _told(f"linear mean IoU (foreground above {threshold})", found, measured, results, "probe")
 
@@ -159,23 +168,30 @@ def finetune(
     shown: dict[str, Any] = {"size": crop or ours.config.img_size, "threshold": threshold, "device": trained.device}
     found = {}
     for name, task in tasks.items():
-        model = fit_unet(
-            task.encoder.backbone,
-            measured.train,
-            epochs=epochs,
-            lr=lr,
-            weight_decay=weight_decay,
-            batch=batch,
-            seed=seed,
-            **shown,
-        )
-        found[name] = unet_iou(model, measured.test, **shown)
+        with StatusLine() as line:
+            model = fit_unet(
+                task.encoder.backbone,
+                measured.train,
+                epochs=epochs,
+                lr=lr,
+                weight_decay=weight_decay,
+                batch=batch,
+                seed=seed,
+                tell=partial(_tell_of, line, name),
+                **shown,
+            )
+            line.tell(f"{name}: {len(measured.test)} test pictures by sliding windows")
+            found[name] = unet_iou(model, measured.test, **shown)
         if task is ours:
             weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
             with results.new_file(_UNET) as path:
                 save_file(weights, path)
     found |= _constant(measured, threshold)
     return _told(f"fine-tuned mean IoU (foreground above {threshold})", found, measured, results, "finetune")
+
+
+def _tell_of(line: StatusLine, name: str, text: str) -> None:
+    line.tell(f"{name}: {text}")
 
 
 def _constant(measured: Measured, threshold: int) -> dict[str, float]:

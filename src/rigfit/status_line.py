@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from rigfit.runs.terminal import can_redraw, progress_console
+from rigfit.terminal import can_redraw, progress_console
 
 
 @dataclass(slots=True)

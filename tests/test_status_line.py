@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from rigfit.runs.status_line import StatusLine
+from rigfit.status_line import StatusLine
 
 
 def test_on_a_terminal_one_line_is_drawn_over_and_gone_at_the_end() -> None:
