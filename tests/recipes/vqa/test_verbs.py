@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from rigfit.errors import TrainingError, UsageError
+from rigfit.errors import DataError, TrainingError, UsageError
 from rigfit.recipes.vqa import verbs
 from rigfit.recipes.vqa.exported import write_export
 from rigfit.recipes.vqa.model import build_model, load_base
 from rigfit.task import Trained
+from rigfit.verb_commands import build_verb_app
 from tests.recipes.vqa.test_task import learned
 from tests.recipes.vqa.tiny import prepared, tiny_task, write_questions
 
@@ -166,6 +168,22 @@ def test_statistics_say_how_far_the_most_common_answer_gets(tmp_path: Path) -> N
     assert "type yes_no:" in said
     assert "always 'no' is right for" in said
     assert "type count: 10 questions to train on, 1 answer; always '1' is right for 100.0%" in said
+
+
+@pytest.mark.parametrize("verb", [verbs.statistics, verbs.preview, verbs.sanity])
+def test_a_command_names_its_own_words_as_the_way_out_and_takes_them(verb: Any, tmp_path: Path) -> None:
+    """It named keys of training, such as image_root=FOLDER, which no verb takes."""
+    data = write_questions(tmp_path / "questions").rename(tmp_path / "qa.jsonl")
+    app = build_verb_app("vqa", verbs.VERBS, lambda verb, run, **options: None)
+    words = [verb.__name__, str(data), "--letterbox", "56", "--num-samples", "2", "--num-steps", "50", "--lr", "0.003"]
+    words = words[: {"statistics": 4, "preview": 6, "sanity": 10}[verb.__name__]]
+    refused = CliRunner().invoke(app, words).exception
+    assert isinstance(refused, DataError)
+    assert "image_root=" not in refused.remedy
+    option = refused.remedy.split("pictures: ")[1].removesuffix(".").replace("FOLDER", str(tmp_path / "questions"))
+    assert CliRunner().invoke(app, [*words, *option.split()], catch_exceptions=False).exit_code == 0
+    with pytest.raises(UsageError, match=r"There is no file or folder .*\nSay FILE\.jsonl, FOLDER or sample\."):
+        verb(str(tmp_path / "nothing"))
 
 
 def test_what_was_not_said_is_told_and_its_options_are_taken(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import tempfile
@@ -28,6 +29,9 @@ _PASSED = 0.95
 
 _SHORTEST_ANSWER = 2
 """Tokens: one, and the end."""
+
+_KEY = re.compile(r"\b(data|image_root|tokenizer)=")
+"""What ways out name as training takes it: verbs without a run take the data as an argument, the others as options."""
 
 
 def answer(trained: Trained, image: str, question: str, *, out: Path, question_type: str | None = None) -> str:
@@ -298,8 +302,16 @@ def _assumed(config: VqaConfig) -> list[str]:
 
 
 def _open(config: VqaConfig, folder: Path) -> Splits:
-    prepare_data(config, folder, lambda done, total: None)
+    """Return the questions; a way out is told as the verb's command takes it."""
+    try:
+        prepare_data(config, folder, lambda done, total: None)
+    except (DataError, UsageError) as error:
+        raise type(error)(error.cause, _KEY.sub(_as_given_here, error.remedy)) from error
     splits = open_data(config, folder)
     if not len(splits.train):
         raise DataError(f"{config.data} holds no questions.", "Give a JSONL file with some.")
     return splits
+
+
+def _as_given_here(key: re.Match[str]) -> str:
+    return "" if key[1] == "data" else f"--{key[1].replace('_', '-')} "
