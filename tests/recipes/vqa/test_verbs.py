@@ -120,6 +120,17 @@ def test_merged_weights_answer_as_the_adapters_did(tmp_path: Path, capsys: pytes
     assert image.shape[-1] == config.image_size
 
 
+def test_merging_a_run_without_adapters_says_so_and_writes_what_was_trained(trained: Trained, tmp_path: Path) -> None:
+    said = verbs.merge(trained, out=tmp_path / "merged")
+    assert "the whole model, as trained (the run has no adapters to add in)" in said
+    assert "adapters added in" not in said
+    config: Any = trained.config
+    again: Any = build_model(config)
+    load_base(again, str(tmp_path / "merged"))
+    task: Any = trained.task
+    torch.testing.assert_close(again.state_dict(), task.model.state_dict(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "other.txt"])
 def test_merging_writes_over_no_file_of_a_person(trained: Trained, tmp_path: Path, name: str) -> None:
     (tmp_path / "base").mkdir()

@@ -71,7 +71,9 @@ def answer(trained: Trained, image: str, question: str, *, out: Path, question_t
 
 
 def merge(trained: Trained, *, out: Path) -> str:
-    """Write the whole model as one folder that transformers loads, the trained adapters added into its weights.
+    """Write the whole model as one folder that transformers loads, trained adapters added into its weights.
+
+    A run without adapters has the whole model already: it is written as it was trained.
 
     Args:
         trained: The run.
@@ -86,7 +88,8 @@ def merge(trained: Trained, *, out: Path) -> str:
         write_merged(
             task.model, folder, image_size=task.config.image_size, prepared=samples_of(trained.splits).prepared
         )
-    return f"{out}: the whole model, adapters added in, with tokenizer and processor"
+    done = "adapters added in" if task.config.rank else "as trained (the run has no adapters to add in)"
+    return f"{out}: the whole model, {done}, with tokenizer and processor"
 
 
 def preview(
