@@ -54,6 +54,22 @@ def test_an_empty_question_is_refused(trained: Trained, tmp_path: Path, question
         verbs.CHECKS["answer"](tmp_path, image="any.png", question=question, out=tmp_path, question_type=None)
 
 
+def test_a_picture_that_is_not_there_is_told_as_such_before_a_model_is_loaded(trained: Trained, tmp_path: Path) -> None:
+    """It was told as a file to mend or remove, as is right for one that is there and damaged."""
+    gone, damaged = tmp_path / "nope.png", tmp_path / "damaged.png"
+    damaged.write_bytes(b"\x89PNG")
+    for path in (gone, damaged / "nope.png"):
+        with pytest.raises(UsageError) as told:
+            verbs.answer(trained, str(path), "Is it red?", out=tmp_path)
+        assert str(told.value) == f"There is no file {path}.\nGive another path."
+    with pytest.raises(UsageError, match="There is no file"):
+        verbs.CHECKS["answer"](tmp_path, image=str(gone), question="Is it red?", out=tmp_path, question_type=None)
+    with pytest.raises(DataError, match="Mend or remove the file"):
+        verbs.answer(trained, str(damaged), "Is it red?", out=tmp_path)
+    picture = next((trained.folder / "questions" / "images").iterdir())
+    assert verbs.answer(trained, str(picture), "Is it red?", out=tmp_path) in ("yes", "no")
+
+
 def test_a_question_longer_than_any_that_was_trained_on_is_refused(trained: Trained, tmp_path: Path) -> None:
     """As rows are: `max_text_tokens` counts the words around it and an answer, of two tokens with its end."""
     splits: Any = trained.splits

@@ -45,7 +45,7 @@ def answer(trained: Trained, image: str, question: str, *, out: Path, question_t
         question_type: Type of the question, such as yes_no, in a run with constrained_types; found by the rules of the
             run when absent.
     """
-    require_characters(question)
+    _require_asked(image, question)
     import numpy as np
     import torch
 
@@ -222,12 +222,27 @@ def _check_merge(run: Path, *, out: Path) -> ResultFolder:
     return results
 
 
-def _check_answer(_run: Path, *, question: str, **_options: object) -> None:
-    require_characters(question)
+def _check_answer(_run: Path, *, image: str, question: str, **_options: object) -> None:
+    _require_asked(image, question)
 
 
 # What is refused before a model is loaded, which takes seconds: called as the verb is, with the run's folder.
 CHECKS: dict[str, Callable[..., Any]] = {"answer": _check_answer, "merge": _check_merge}
+
+
+def _require_asked(image: str, question: str) -> None:
+    """Check that there is something to ask, and a picture to ask about.
+
+    Raises:
+        UsageError: There is not.
+    """
+    require_characters(question)
+    try:
+        Path(image).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"There is no file {image}.", "Give another path.") from None
+    except OSError:  # whatever else is wrong with it is told by what reads it
+        pass
 
 
 def require_characters(question: str) -> None:
