@@ -40,6 +40,17 @@ def test_a_question_about_a_picture_is_answered(trained: Trained, tmp_path: Path
     assert sum(one == row.answer for one, row in zip(said, rows, strict=True)) >= len(rows) - 1
 
 
+def test_an_answer_is_written_nowhere_and_the_help_says_so(trained: Trained, tmp_path: Path) -> None:
+    picture = next((trained.folder / "questions" / "images").iterdir())
+    before = sorted(trained.folder.rglob("*"))
+    assert verbs.answer(trained, str(picture), "Is it red?", out=tmp_path / "out") in ("yes", "no")
+    assert not (tmp_path / "out").exists()
+    assert sorted(trained.folder.rglob("*")) == before
+    app = build_verb_app("vqa", verbs.VERBS, lambda verb, run, **options: None)
+    told = " ".join(CliRunner().invoke(app, ["answer", "--help"]).output.split())
+    assert "The answer is printed. Nothing is written: --out" in told
+
+
 def test_a_question_that_is_no_utf_8_is_refused(trained: Trained, tmp_path: Path) -> None:
     """The command line hands over such bytes as halves of characters."""
     with pytest.raises(UsageError, match="no text in UTF-8"):

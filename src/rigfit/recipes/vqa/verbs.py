@@ -37,6 +37,8 @@ _KEY = re.compile(r"\b(data|image_root|tokenizer)=")
 def answer(trained: Trained, image: str, question: str, *, out: Path, question_type: str | None = None) -> str:
     """Answer one question about one picture with a trained model.
 
+    The answer is printed. Nothing is written: --out, which every verb on a run has, changes nothing here.
+
     Args:
         trained: The run.
         image: Path of a picture.
