@@ -43,5 +43,8 @@ def test_a_plan_without_weights_has_hours_and_training_is_refused(rig: str, tmp_
     assert (stage.duration.num_train_samples, stage.duration.num_validation_samples) == (27, 9)
     assert stage.predicted_peak_bytes
     assert any("planned without the tokenizer of nobody/has-this" in fact for fact in planned.facts)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no questions"):  # a path is mended sooner than weights are fetched
+        rigfit.train("vqa", rig="cpu:1", quiet=True, **asked | {"data": str(tmp_path / "empty")})
     with pytest.raises(UsageError, match="neither a folder nor in the local Hugging Face cache"):
         rigfit.train("vqa", rig="cpu:1", out=str(tmp_path / "runs"), quiet=True, **asked)

@@ -120,10 +120,24 @@ def test_too_many_unusable_rows_stop_the_run_and_the_limit_it_names_lets_it_go(t
     ) as told:
         prepared(tmp_path)
     assert "image_root=FOLDER" in told.value.remedy
+    assert "train.jsonl" not in told.value.cause
     _, splits = prepared(tmp_path, max_bad_fraction=0.08)
     assert len(splits.train) + len(splits.validation) == 36
     assert any("left out: 3 rows that cannot be used" in fact for fact in splits.facts)
     assert len((tmp_path / "data" / "rejected.jsonl").read_text().splitlines()) == 3
+
+
+def test_rows_that_cannot_be_used_are_counted_in_the_files_that_hold_them(tmp_path: Path) -> None:
+    """Held-out rows were told as rows of train.jsonl, which has fewer."""
+    row = {"image": "gone.png", "question": "a?", "answer": "b"}
+    train, test = write(tmp_path / "train.jsonl", *[row] * 5), write(tmp_path / "test.jsonl", *[row] * 2)
+    with pytest.raises(DataError) as told:
+        find_questions(tiny_config(data=str(train)), tmp_path, lambda done, total: None)
+    assert told.value.cause.startswith(f"7 of 7 questions in {train} and {test} cannot be used: train.jsonl:1: ")
+    test.unlink()
+    with pytest.raises(DataError) as told:
+        find_questions(tiny_config(data=str(train)), tmp_path, lambda done, total: None)
+    assert told.value.cause.startswith(f"5 of 5 questions in {train} cannot be used: train.jsonl:1: ")
 
 
 def test_pictures_are_found_from_another_root(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from rigfit.errors import TrainingError, UsageError
+from rigfit.errors import DataError, TrainingError, UsageError
 from rigfit.recipes.vqa import verbs
 from rigfit.recipes.vqa.exported import write_export
 from rigfit.recipes.vqa.model import build_model, load_base
 from rigfit.task import Trained
+from rigfit.verb_commands import build_verb_app
 from tests.recipes.vqa.test_task import learned
 from tests.recipes.vqa.tiny import prepared, tiny_task, write_questions
 
@@ -38,6 +40,17 @@ def test_a_question_about_a_picture_is_answered(trained: Trained, tmp_path: Path
     assert sum(one == row.answer for one, row in zip(said, rows, strict=True)) >= len(rows) - 1
 
 
+def test_an_answer_is_written_nowhere_and_the_help_says_so(trained: Trained, tmp_path: Path) -> None:
+    picture = next((trained.folder / "questions" / "images").iterdir())
+    before = sorted(trained.folder.rglob("*"))
+    assert verbs.answer(trained, str(picture), "Is it red?", out=tmp_path / "out") in ("yes", "no")
+    assert not (tmp_path / "out").exists()
+    assert sorted(trained.folder.rglob("*")) == before
+    app = build_verb_app("vqa", verbs.VERBS, lambda verb, run, **options: None)
+    told = " ".join(CliRunner().invoke(app, ["answer", "--help"]).output.split())
+    assert "The answer is printed. Nothing is written: --out" in told
+
+
 def test_a_question_that_is_no_utf_8_is_refused(trained: Trained, tmp_path: Path) -> None:
     """The command line hands over such bytes as halves of characters."""
     with pytest.raises(UsageError, match="no text in UTF-8"):
@@ -50,6 +63,22 @@ def test_an_empty_question_is_refused(trained: Trained, tmp_path: Path, question
         verbs.answer(trained, str(tmp_path / "any.png"), question, out=tmp_path)
     with pytest.raises(UsageError, match="The question is empty"):  # as the command calls it, before the model is there
         verbs.CHECKS["answer"](tmp_path, image="any.png", question=question, out=tmp_path, question_type=None)
+
+
+def test_a_picture_that_is_not_there_is_told_as_such_before_a_model_is_loaded(trained: Trained, tmp_path: Path) -> None:
+    """It was told as a file to mend or remove, as is right for one that is there and damaged."""
+    gone, damaged = tmp_path / "nope.png", tmp_path / "damaged.png"
+    damaged.write_bytes(b"\x89PNG")
+    for path in (gone, damaged / "nope.png"):
+        with pytest.raises(UsageError) as told:
+            verbs.answer(trained, str(path), "Is it red?", out=tmp_path)
+        assert str(told.value) == f"There is no file {path}.\nGive another path."
+    with pytest.raises(UsageError, match="There is no file"):
+        verbs.CHECKS["answer"](tmp_path, image=str(gone), question="Is it red?", out=tmp_path, question_type=None)
+    with pytest.raises(DataError, match="Mend or remove the file"):
+        verbs.answer(trained, str(damaged), "Is it red?", out=tmp_path)
+    picture = next((trained.folder / "questions" / "images").iterdir())
+    assert verbs.answer(trained, str(picture), "Is it red?", out=tmp_path) in ("yes", "no")
 
 
 def test_a_question_longer_than_any_that_was_trained_on_is_refused(trained: Trained, tmp_path: Path) -> None:
@@ -118,6 +147,17 @@ def test_merged_weights_answer_as_the_adapters_did(tmp_path: Path, capsys: pytes
     assert image.shape[-1] == config.image_size
 
 
+def test_merging_a_run_without_adapters_says_so_and_writes_what_was_trained(trained: Trained, tmp_path: Path) -> None:
+    said = verbs.merge(trained, out=tmp_path / "merged")
+    assert "the whole model, as trained (the run has no adapters to add in)" in said
+    assert "adapters added in" not in said
+    config: Any = trained.config
+    again: Any = build_model(config)
+    load_base(again, str(tmp_path / "merged"))
+    task: Any = trained.task
+    torch.testing.assert_close(again.state_dict(), task.model.state_dict(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "other.txt"])
 def test_merging_writes_over_no_file_of_a_person(trained: Trained, tmp_path: Path, name: str) -> None:
     (tmp_path / "base").mkdir()
@@ -166,6 +206,22 @@ def test_statistics_say_how_far_the_most_common_answer_gets(tmp_path: Path) -> N
     assert "type yes_no:" in said
     assert "always 'no' is right for" in said
     assert "type count: 10 questions to train on, 1 answer; always '1' is right for 100.0%" in said
+
+
+@pytest.mark.parametrize("verb", [verbs.statistics, verbs.preview, verbs.sanity])
+def test_a_command_names_its_own_words_as_the_way_out_and_takes_them(verb: Any, tmp_path: Path) -> None:
+    """It named keys of training, such as image_root=FOLDER, which no verb takes."""
+    data = write_questions(tmp_path / "questions").rename(tmp_path / "qa.jsonl")
+    app = build_verb_app("vqa", verbs.VERBS, lambda verb, run, **options: None)
+    words = [verb.__name__, str(data), "--letterbox", "56", "--num-samples", "2", "--num-steps", "50", "--lr", "0.003"]
+    words = words[: {"statistics": 4, "preview": 6, "sanity": 10}[verb.__name__]]
+    refused = CliRunner().invoke(app, words).exception
+    assert isinstance(refused, DataError)
+    assert "image_root=" not in refused.remedy
+    option = refused.remedy.split("pictures: ")[1].removesuffix(".").replace("FOLDER", str(tmp_path / "questions"))
+    assert CliRunner().invoke(app, [*words, *option.split()], catch_exceptions=False).exit_code == 0
+    with pytest.raises(UsageError, match=r"There is no file or folder .*\nSay FILE\.jsonl, FOLDER or sample\."):
+        verb(str(tmp_path / "nothing"))
 
 
 def test_what_was_not_said_is_told_and_its_options_are_taken(tmp_path: Path) -> None:

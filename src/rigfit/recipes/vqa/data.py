@@ -147,7 +147,8 @@ def find_questions(config: VqaConfig, folder: Path, progress: Progress) -> Found
     from_train = {id(question) for question in questions[:num_train]}
     questions, unseen, digests = check_pictures(questions, root, progress)
     rejected += unseen
-    require_enough(questions, rejected, path, config.max_bad_fraction)
+    paths = [path] if held_out_path is None else [path, held_out_path]
+    require_enough(questions, rejected, paths, config.max_bad_fraction)
     if rejected:
         write_rows(folder / REJECTED_NAME, rejected)
         facts.append(f"left out: {count(len(rejected), 'row')} that cannot be used, listed in {REJECTED_NAME}")

@@ -32,7 +32,7 @@ def write_export(model: Any, folder: Path, *, image_size: int, prepared: str | N
 
 
 def write_merged(model: Any, folder: Path, *, image_size: int, prepared: str | None) -> None:
-    """Write the whole model with the adapters added into its weights. `model` cannot be trained on afterwards."""
+    """Write the whole model, adapters (if any) added into its weights. `model` cannot be trained on afterwards."""
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     write_export(merged, folder, image_size=image_size, prepared=prepared)
 

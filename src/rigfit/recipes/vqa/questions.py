@@ -227,22 +227,27 @@ def check_pictures(
     return good, rejected, digests
 
 
-def require_enough(questions: Sequence[Question], rejected: Sequence[Rejected], path: Path, limit: float) -> None:
-    """Check that the share of rejected rows is at most `limit`, and that something is left.
+def require_enough(
+    questions: Sequence[Question], rejected: Sequence[Rejected], paths: Sequence[Path], limit: float
+) -> None:
+    """Check that the share of rejected rows of all `paths` is at most `limit`, and that something is left.
 
     Raises:
         DataError: Too much is unusable.
     """
-    total = len(questions) + len(rejected)
+    total, files = len(questions) + len(rejected), " and ".join(map(str, paths))
     if not total:
-        raise DataError(f"{path} holds no questions.", "Give a JSONL file with `image`, `question` and `answer`.")
+        raise DataError(
+            f"{files} {'hold' if len(paths) > 1 else 'holds'} no questions.",
+            "Give a JSONL file with `image`, `question` and `answer`.",
+        )
     if len(rejected) <= limit * total and questions:
         return
     first = "; ".join(f"{row.where}: {row.reason}" for row in rejected[:3])
     share = min(1.0, int(len(rejected) / total * 100 + 1) / 100)
-    allow = f", or allow them: max_bad_fraction={share}" if questions else ""
+    allow = f", or train without them: max_bad_fraction={share}" if questions else ""
     raise DataError(
-        f"{len(rejected)} of {total} questions in {path} cannot be used: {first}.",
+        f"{len(rejected)} of {total} questions in {files} cannot be used: {first}.",
         f"Mend the rows, or name the folder of the pictures: image_root=FOLDER{allow}.",
     )
 

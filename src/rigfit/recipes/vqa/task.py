@@ -12,10 +12,11 @@ from torch.distributed.fsdp import FSDPModule
 
 from rigfit.errors import TrainingError
 from rigfit.recipes.vqa.answers import is_match
-from rigfit.recipes.vqa.config import VqaConfig
+from rigfit.recipes.vqa.config import SAMPLE_NAME, VqaConfig
 from rigfit.recipes.vqa.exported import write_export
 from rigfit.recipes.vqa.generate import generate
 from rigfit.recipes.vqa.model import base_of, build_model, hidden_states, load_base, require_adapter
+from rigfit.recipes.vqa.questions import find_files
 from rigfit.recipes.vqa.samples import IGNORED, VqaSamples, collate
 from rigfit.recipes.vqa.sources import require_weights
 from rigfit.recipes.vqa.vocabulary import FILE_NAME as META_NAME
@@ -32,11 +33,15 @@ def build(config: VqaConfig) -> VqaTask:
 
 
 def check_weights(config: VqaConfig) -> None:
-    """Check that the named weights are on this machine.
+    """Check that the named weights are on this machine, and before them the files of questions.
+
+    A wrong path is mended at once: it should not be told only after weights were fetched.
 
     Raises:
         UsageError: They are not.
     """
+    if config.data not in (None, SAMPLE_NAME):
+        find_files(str(config.data), config.validation_data)
     require_weights(config)
 
 

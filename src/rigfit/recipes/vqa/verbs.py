@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import tempfile
@@ -29,9 +30,14 @@ _PASSED = 0.95
 _SHORTEST_ANSWER = 2
 """Tokens: one, and the end."""
 
+_KEY = re.compile(r"\b(data|image_root|tokenizer)=")
+"""What ways out name as training takes it: verbs without a run take the data as an argument, the others as options."""
+
 
 def answer(trained: Trained, image: str, question: str, *, out: Path, question_type: str | None = None) -> str:
     """Answer one question about one picture with a trained model.
+
+    The answer is printed. Nothing is written: --out, which every verb on a run has, changes nothing here.
 
     Args:
         trained: The run.
@@ -41,7 +47,7 @@ def answer(trained: Trained, image: str, question: str, *, out: Path, question_t
         question_type: Type of the question, such as yes_no, in a run with constrained_types; found by the rules of the
             run when absent.
     """
-    require_characters(question)
+    _require_asked(image, question)
     import numpy as np
     import torch
 
@@ -67,7 +73,9 @@ def answer(trained: Trained, image: str, question: str, *, out: Path, question_t
 
 
 def merge(trained: Trained, *, out: Path) -> str:
-    """Write the whole model as one folder that transformers loads, the trained adapters added into its weights.
+    """Write the whole model as one folder that transformers loads, trained adapters added into its weights.
+
+    A run without adapters has the whole model already: it is written as it was trained.
 
     Args:
         trained: The run.
@@ -82,7 +90,8 @@ def merge(trained: Trained, *, out: Path) -> str:
         write_merged(
             task.model, folder, image_size=task.config.image_size, prepared=samples_of(trained.splits).prepared
         )
-    return f"{out}: the whole model, adapters added in, with tokenizer and processor"
+    done = "adapters added in" if task.config.rank else "as trained (the run has no adapters to add in)"
+    return f"{out}: the whole model, {done}, with tokenizer and processor"
 
 
 def preview(
@@ -215,12 +224,27 @@ def _check_merge(run: Path, *, out: Path) -> ResultFolder:
     return results
 
 
-def _check_answer(_run: Path, *, question: str, **_options: object) -> None:
-    require_characters(question)
+def _check_answer(_run: Path, *, image: str, question: str, **_options: object) -> None:
+    _require_asked(image, question)
 
 
 # What is refused before a model is loaded, which takes seconds: called as the verb is, with the run's folder.
 CHECKS: dict[str, Callable[..., Any]] = {"answer": _check_answer, "merge": _check_merge}
+
+
+def _require_asked(image: str, question: str) -> None:
+    """Check that there is something to ask, and a picture to ask about.
+
+    Raises:
+        UsageError: There is not.
+    """
+    require_characters(question)
+    try:
+        Path(image).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"There is no file {image}.", "Give another path.") from None
+    except OSError:  # whatever else is wrong with it is told by what reads it
+        pass
 
 
 def require_characters(question: str) -> None:
@@ -298,8 +322,16 @@ def _assumed(config: VqaConfig) -> list[str]:
 
 
 def _open(config: VqaConfig, folder: Path) -> Splits:
-    prepare_data(config, folder, lambda done, total: None)
+    """Return the questions; a way out is told as the verb's command takes it."""
+    try:
+        prepare_data(config, folder, lambda done, total: None)
+    except (DataError, UsageError) as error:
+        raise type(error)(error.cause, _KEY.sub(_as_given_here, error.remedy)) from error
     splits = open_data(config, folder)
     if not len(splits.train):
         raise DataError(f"{config.data} holds no questions.", "Give a JSONL file with some.")
     return splits
+
+
+def _as_given_here(key: re.Match[str]) -> str:
+    return "" if key[1] == "data" else f"--{key[1].replace('_', '-')} "
