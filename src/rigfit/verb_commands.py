@@ -65,7 +65,7 @@ def _build_command(verb: Callable[..., Any], call: VerbCaller) -> Callable[..., 
     command: Callable[..., None] = on_run if has_run else alone
     parameters = _own_parameters(verb)
     if has_run:
-        parameters = [_RUN, *parameters, *_common_options(name)]
+        parameters = [_RUN, *parameters, *_common_options(name, verb)]
     # typer reads both; the first for order and defaults, the second for types
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -106,8 +106,10 @@ def _parameter(name: str, kind: Any, given_as: Any, **default: Any) -> inspect.P
 _RUN = _parameter("run", str, typer.Argument(metavar="RUN", help="Run folder."))
 
 
-def _common_options(verb_name: str) -> list[inspect.Parameter]:
-    out = f"Folder to write into; RUN/{verb_name} when absent."
+def _common_options(name: str, verb: Callable[..., Any]) -> list[inspect.Parameter]:
+    out = _read_meanings(verb).get("out", "Folder to write into.")
+    if out.startswith("Folder"):
+        out += f" RUN/{name} when absent."
     rig = "cpu, 0 or cuda:0; a GPU if there is one when absent."
     checkpoint = "best, last, stage-1 (best of that stage), or a path."
     return [
