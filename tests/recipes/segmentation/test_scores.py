@@ -76,6 +76,12 @@ def test_beta_squared_is_0_3_and_not_beta() -> None:
     assert scored(found, mask)["f_adaptive"] == pytest.approx(1.3 * (1 / 3) * 0.5 / (0.3 / 3 + 0.5))
 
 
+@pytest.mark.parametrize("radius", [2.0, 3.5, 5.0, 9.0])
+def test_finding_nothing_of_an_object_scores_zero_and_never_nan(radius: float) -> None:
+    """Nothing right makes precision, recall and so F 0; by rounding the sums for it may come out just below 0."""
+    assert scored(torch.zeros(1, 40, 40), disc(radius=radius))["f_weighted"] == pytest.approx(0, abs=1e-9)
+
+
 def test_on_an_empty_mask_finding_nothing_is_right_and_f_is_of_nothing() -> None:
     nothing = torch.zeros(2, 12, 12)
     nothing[1] = 1.0

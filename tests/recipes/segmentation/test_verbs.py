@@ -16,6 +16,7 @@ from PIL import Image
 
 from rigfit.errors import DataError, UsageError
 from rigfit.recipes.segmentation import verbs
+from rigfit.recipes.segmentation.baselines import PREFIXES
 from rigfit.recipes.segmentation.predict import Views, predict_one, read_scales, segmentation_task
 from rigfit.recipes.segmentation.scores import measure
 from rigfit.task import Trained
@@ -174,7 +175,7 @@ def test_pictures_that_are_not_there_are_told(trained: Trained, tmp_path: Path) 
         verbs.predict(trained, tmp_path / "empty", out=tmp_path / "out")
 
 
-def test_named_test_sets_are_measured_at_the_size_of_their_masks_beside_a_baseline(
+def test_named_test_sets_are_measured_at_the_size_of_their_masks_beside_three_baselines(
     trained: Trained, tmp_path: Path
 ) -> None:
     root = tmp_path / "benchmarks"
@@ -191,7 +192,15 @@ def test_named_test_sets_are_measured_at_the_size_of_their_masks_beside_a_baseli
         assert found.shape == mask.shape == (40, 48)
         values.append(float(measure(torch.from_numpy(found)[None], torch.from_numpy(mask)[None] > 127)["s_measure"]))
     assert float(camo["s_measure"]) == pytest.approx(np.mean(values), abs=1e-4)
-    assert float(camo["baseline/mae"]) <= float(np.mean([toy_pair(n)[1].mean() / 255 for n in range(3)])) + 1e-4
+    assert camo["pictures"] == "3"
+    share = np.mean([(toy_pair(n)[1] > 127).mean() for n in range(3)])
+    assert float(camo["baseline/all_background/mae"]) == pytest.approx(share, abs=1e-4)
+    assert float(camo["baseline/all_foreground/mae"]) == pytest.approx(1 - share, abs=1e-4)
+    names = [name for name in camo if name not in ("set", "pictures") and not name.startswith("baseline/")]
+    for prefix in PREFIXES:
+        assert all(0 <= float(camo[f"baseline/{prefix}{name}"]) <= 1 for name in names)
+    best = min(float(camo[f"baseline/{prefix}mae"]) for prefix in PREFIXES)
+    assert f"mae {float(camo['mae']):.3f} (without looking {best:.3f})" in told
     rows = list(csv.DictReader((tmp_path / "scores/CAMO.tsv").open(), delimiter="\t"))
     assert [row["image"] for row in rows] == [f"CAMO/Imgs/pair{number:03d}.jpg" for number in range(3)]
 
@@ -239,7 +248,7 @@ def test_a_set_of_empty_masks_has_every_measure_but_f(trained: Trained, tmp_path
     write_pairs(root / "empty/images", root / "empty/masks", range(3, 4))
     told: Any = verbs.score(trained, out=tmp_path / "alone", folder=root)
     assert "empty: 1 picture, s_measure " in told
-    assert "(baseline 1.000), no F, for every mask is empty" in told  # nothing found is right
+    assert "(without looking 1.000), no F, for every mask is empty" in told  # nothing found is right
     write_pairs(root / "full/images", root / "full/masks", range(2))
     verbs.score(trained, out=tmp_path / "both", folder=root)
     empty, full = list(csv.DictReader((tmp_path / "both/scores.tsv").open(), delimiter="\t"))

@@ -12,6 +12,10 @@ from rigfit.recipes.segmentation.measured import conclude_curves, sums_of
 from rigfit.recipes.segmentation.samples import PairSamples
 from rigfit.task import Batch, MetricSums, Task
 
+EVERYTHING, NOTHING = "all_foreground/", "all_background/"
+PREFIXES = ("", EVERYTHING, NOTHING)
+"""Before the names of measures of the three; the mean mask's are as the model's."""
+
 MAX_MASKS = 512
 """Training masks behind the mean mask, evenly spread."""
 
@@ -42,8 +46,8 @@ class ConstantMasks(Task):
         constant = self.mean.expand(mask.shape)
         return {
             **sums_of(constant, mask, self.is_stretched),
-            **sums_of(torch.ones_like(constant), mask, self.is_stretched, prefix="all_foreground/"),
-            **sums_of(torch.zeros_like(constant), mask, self.is_stretched, prefix="all_background/"),
+            **sums_of(torch.ones_like(constant), mask, self.is_stretched, prefix=EVERYTHING),
+            **sums_of(torch.zeros_like(constant), mask, self.is_stretched, prefix=NOTHING),
         }
 
     def conclude_curves(self, curves: Mapping[str, Tensor]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rigfit.errors import DataError, UsageError
 from rigfit.index_file import find_root
-from rigfit.recipes.segmentation.baselines import mean_mask
+from rigfit.recipes.segmentation.baselines import PREFIXES, mean_mask
 from rigfit.recipes.segmentation.index import read_index
 from rigfit.recipes.segmentation.layouts import LAYOUTS, Pair, find_tests, match, sets_in
 from rigfit.recipes.segmentation.look import dimness, read_pair
@@ -21,8 +21,6 @@ from rigfit.recipes.segmentation.measured import conclude_curves, sums_of
 from rigfit.recipes.segmentation.predict import Views, predict_one, segmentation_config
 from rigfit.recipes.segmentation.samples import PairSamples
 from rigfit.task import Trained
-
-_LOWER_IS_BETTER = frozenset({"mae"})
 
 Sums = dict[str, tuple[Tensor, int]]
 
@@ -64,7 +62,8 @@ class Scored:
     """A test set, measured.
 
     Args:
-        scores: Every measure over the set, under `baseline/` the best of three predictors that never look, `pictures`.
+        scores: Every measure over the set, and under `baseline/` those of three predictors that never look, named as
+            in training: the mean mask's as they are, the others' as `all_foreground/...` and `all_background/...`.
         rows: Picture -> its own measures; F is absent where its mask is empty.
         left_out: (picture, reason) of those that have no mask, or cannot be used with it.
     """
@@ -78,7 +77,7 @@ def measure_set(trained: Trained, test_set: SetOfPairs, views: Views) -> Scored:
     """Return what the model, and what predictors that never look, score over the pictures that training would take."""
     config = segmentation_config(trained)
     mean = _mean_mask(trained)
-    totals: dict[str, Sums] = {"model": {}, "mean": {}, "all": {}, "none": {}}
+    totals: dict[str, Sums] = {name: {} for name in ("", *(f"baseline/{prefix}" for prefix in PREFIXES))}
     rows = {}
     left_out = list(test_set.unmatched)
     for pair in test_set.pairs:
@@ -90,21 +89,21 @@ def measure_set(trained: Trained, test_set: SetOfPairs, views: Views) -> Scored:
         mask = torch.from_numpy(is_object)[None]
         found = torch.from_numpy(predict_one(trained, rgb, views))[None]
         found = _like(found, mask)
-        answers = {"model": found, "mean": _like(mean, mask), "all": torch.ones_like(found)}
-        sums = {
-            name: sums_of(answer, mask, config.stretch_predictions)
-            for name, answer in (answers | {"none": torch.zeros_like(found)}).items()
-        }
-        for name, one in sums.items():
-            _add(totals[name], one)
-        rows[pair.image] = {name: float(total) for name, (total, n) in sums["model"].items() if n and not total.dim()}
-    scores = {name: _conclude(summed) for name, summed in totals.items()}
-    best = {
-        f"baseline/{one}": _best([scores[name].get(one, np.nan) for name in ("mean", "all", "none")], one)
-        for one in scores["model"]
+        answers = (found, _like(mean, mask), torch.ones_like(found), torch.zeros_like(found))
+        sums = [sums_of(answer, mask, config.stretch_predictions) for answer in answers]
+        for summed, one in zip(totals.values(), sums, strict=True):
+            _add(summed, one)
+        rows[pair.image] = {name: float(total) for name, (total, n) in sums[0].items() if n and not total.dim()}
+    scores = {
+        f"{prefix}{name}": value for prefix, summed in totals.items() for name, value in _conclude(summed).items()
     }
-    measured = {"pictures": float(len(rows)), **scores["model"], **best}
-    return Scored(scores=measured, rows=rows, left_out=tuple(left_out))
+    return Scored(scores=scores, rows=rows, left_out=tuple(left_out))
+
+
+def best_baseline(scores: Mapping[str, float], name: str) -> float:
+    """Return the best of what the three predictors that never look score by the measure `name`."""
+    values = [scores[f"baseline/{prefix}{name}"] for prefix in PREFIXES]
+    return min(values) if name == "mae" else max(values)
 
 
 def _read(root: Path, pair: Pair, threshold: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]] | str:
@@ -141,7 +140,3 @@ def _conclude(totals: Sums) -> dict[str, float]:
     means = {name: total / number for name, (total, number) in totals.items() if number}
     plain = {name: float(mean) for name, mean in means.items() if not mean.dim()}
     return plain | conclude_curves({name: mean for name, mean in means.items() if mean.dim()})
-
-
-def _best(values: Sequence[float], name: str) -> float:
-    return float(np.nanmin(values) if name in _LOWER_IS_BETTER else np.nanmax(values))

@@ -112,12 +112,14 @@ def score(trained: Trained, *, out: Path, folder: Path | None = None, flips: boo
         _write_table(results, _table_of(name), [columns, *cells])
     fullest = max(found.values(), key=lambda scored: len(scored.scores))  # a set of empty masks has no F
     names = list(fullest.scores)
-    rows = [[name, *(_cell(scored.scores.get(one)) for one in names)] for name, scored in found.items()]
-    table = _write_table(results, _SCORES, [["set", *names], *rows])
-    lines = [f"{name}: {_told(scored.scores)}" for name, scored in found.items()]
-    return "\n".join(
-        [*left_out, *lines, f"{table}: every measure, and beside it the best of three predictors that never look"]
-    )
+    rows = [
+        [name, str(len(scored.rows)), *(_cell(scored.scores.get(one)) for one in names)]
+        for name, scored in found.items()
+    ]
+    table = _write_table(results, _SCORES, [["set", "pictures", *names], *rows])
+    lines = [f"{name}: {_told(scored)}" for name, scored in found.items()]
+    legend = f"{table}: every measure, and of three predictors that never look (in brackets the best of these)"
+    return "\n".join([*left_out, *lines, legend])
 
 
 def _told_full_names(names: Mapping[Path, str]) -> list[str]:
@@ -138,11 +140,14 @@ def _table_of(name: str) -> str:
     return f"{name}/pictures.tsv" if table.lower() == _SCORES else table
 
 
-def _told(scores: Mapping[str, float]) -> str:
+def _told(scored: Scored) -> str:
+    from rigfit.recipes.segmentation.scored import best_baseline
+
+    scores = scored.scores
     shown = [name for name in ("s_measure", "e_measure_mean", "f_weighted", "mae", "iou") if name in scores]
-    parts = [f"{name} {scores[name]:.3f} (baseline {scores[f'baseline/{name}']:.3f})" for name in shown]
+    parts = [f"{name} {scores[name]:.3f} (without looking {best_baseline(scores, name):.3f})" for name in shown]
     parts += [] if "f_weighted" in scores else ["no F, for every mask is empty"]
-    return f"{count(int(scores['pictures']), 'picture')}, " + ", ".join(parts)
+    return f"{count(len(scored.rows), 'picture')}, " + ", ".join(parts)
 
 
 def _told_left_out(name: str, scored: Scored) -> str:

@@ -17,7 +17,8 @@ _FAR = 1 << 30
 def weighted_f(prediction: Tensor, mask: Tensor) -> Tensor:
     """Return weighted F (beta = 1) of each picture, (batch,), of float64 predictions (batch, height, width).
 
-    0 where a mask is empty.
+    0 where a mask is empty, and where nothing right is left: there the paper's formula may come to 0 / 0. Zeros beyond
+    the border soften errors at it, so finding nothing of an object there scores a little above 0.
     """
     truth = mask.to(prediction.dtype)
     error = (prediction - truth).abs()
@@ -31,8 +32,9 @@ def weighted_f(prediction: Tensor, mask: Tensor) -> Tensor:
     size = truth.sum((1, 2))
     missed = (weighted * truth).sum((1, 2))
     invented = (weighted * (1 - truth)).sum((1, 2))
-    recall = 1 - missed / size.clamp(min=1)
-    precision = (size - missed) / (_EPS + size - missed + invented)
+    right = (size - missed).clamp(min=0)  # rounding may leave minus _EPS, and then nothing to divide by
+    recall = right / size.clamp(min=1)
+    precision = right / (_EPS + right + invented)
     score = 2 * recall * precision / (_EPS + recall + precision)
     return torch.where(size > 0, score, 0.0)
 
