@@ -266,12 +266,8 @@ def _tell_finished(run: Run) -> None:
 def _new_run(
     target: str | Path | Plan, rig: Rig | None, config_file: str | None, overrides: dict[str, Any], *, quiet: bool
 ) -> Run:
-    if isinstance(target, Path):
-        target = str(target)
-    if isinstance(target, Plan) or (isinstance(target, str) and target.endswith(".json")):
-        asked: str | Plan | Workload = target
-    else:
-        asked = _workload(target, config_file, overrides)
+    is_planned = isinstance(target, Plan) or str(target).endswith(".json")
+    asked = target if is_planned else _workload(str(target), config_file, overrides)
     from rigfit.new_run import new_run
 
     return new_run(asked, rig, config_file, overrides, quiet=quiet)

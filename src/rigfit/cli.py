@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rigfit import __version__
-from rigfit.command_words import check_target, read_plan, read_words
+from rigfit.command_words import check_target, read_words
 from rigfit.errors import DoesNotFitError, RigfitError, UsageError
 from rigfit.printing import (
     drop_output,
@@ -311,13 +311,12 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no live progress.")] = False,
 ) -> None:
     """Plan, start one process per GPU, write a run folder."""
-    made = read_plan(target) if target.endswith(".json") else None
-    if made is None:
+    if not target.endswith(".json"):
         check_target(target)
     rig, overrides = read_words(ctx.args, rig)
     from rigfit import api
 
-    api.train(made or target, rig=rig, config_file=_text(config), quiet=quiet, **overrides)
+    api.train(target, rig=rig, config_file=_text(config), quiet=quiet, **overrides)
 
 
 @app.command()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rigfit.errors import UsageError
-from rigfit.planning.plan import Plan
 
 _RIG_KEYS = ("rig", "device", "devices")
 _NO_KEYS = ("recipe", "target", "config", "config_file", "quiet")
@@ -49,13 +48,3 @@ def check_target(target: str) -> None:
         load_recipe(target)
     elif not Path(target).is_file():
         raise UsageError(f"There is no file {target}.", "Give the path of a .py file that defines your task.")
-
-
-def read_plan(path: str) -> Plan:
-    try:
-        return Plan.from_json(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(
-            f"{path} cannot be read: {reason}.", "Make a plan with `rigfit plan RECIPE --out plan.json`."
-        ) from None

@@ -148,7 +148,7 @@ def _prices(
 
 
 def new_run(
-    target: str | Plan | Workload,
+    target: str | Path | Plan | Workload,
     rig: Rig | None,
     config_file: str | None,
     overrides: dict[str, Any],
@@ -225,9 +225,9 @@ def _has_weights(recipe: Recipe, config: WorkloadConfig) -> bool:
     return True
 
 
-def _planned(target: str | Plan, rig: Rig | None, overrides: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
+def _planned(target: str | Path | Plan, rig: Rig | None, overrides: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
     """Return a plan that was made before, with the few things that may be said beside it."""
-    planned = target if isinstance(target, Plan) else Plan.from_json(_read_plan(Path(target)))
+    planned = target if isinstance(target, Plan) else Plan.read(target)
     refused = [key for key in overrides if key not in _KEYS_BESIDE_A_PLAN]
     if refused:
         raise UsageError(
@@ -274,16 +274,6 @@ def _run_config(recipe: Recipe, planned: Plan) -> WorkloadConfig:
     ]
     values = planned.stages[0].config | {"stages": stages if len(stages) > 1 else []}
     return recipe.read_config(values)
-
-
-def _read_plan(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(
-            f"The plan {path} cannot be read: {reason}.", "Write one with `rigfit plan RECIPE --out plan.json`."
-        ) from error
 
 
 def _no_data() -> UsageError:

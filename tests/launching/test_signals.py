@@ -129,6 +129,8 @@ class Stopping(Task):
     def forward(self, batch):
         if os.environ["STOPS"] == "in a step" and self.training:
             os.kill(os.getpid(), signal.SIGTERM)
+        if os.environ["STOPS"] == "by a crash" and self.training:
+            raise ArithmeticError("of its own")
         return super().forward(batch)
 
     def write_export(self, folder):
@@ -147,7 +149,8 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are a Unix thing")
 @pytest.mark.parametrize(
-    ("where", "state", "exit_code"), [("in a step", "interrupted", 1), ("in export", "finished", -signal.SIGTERM)]
+    ("where", "state", "exit_code"),
+    [("in a step", "interrupted", 1), ("in export", "finished", -signal.SIGTERM), ("by a crash", "failed", 1)],
 )
 def test_a_script_of_ones_own_is_stopped_whenever_the_signal_comes(
     where: str, state: str, exit_code: int, tmp_path: Path

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch.autograd.profiler import profile
 
-from rigfit.measuring.paper.cost import hidden_bytes
+from rigfit.measuring.paper.scratch import hidden_bytes
 
 
 def test_a_mask_becomes_positions_while_it_indexes():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rigfit.errors import RigfitError
+from rigfit.errors import RigfitError, RunError
 from rigfit.hardware.rig import Rig
 from rigfit.launching.launch import note_end, show_end, show_progress
 from rigfit.runs.run import Run
@@ -27,9 +27,10 @@ def train_among_others(rig: Rig, make: Callable[[], Run], *, quiet: bool) -> Run
     with show_progress(run, is_quiet=quiet or not world.is_first):
         try:
             worker.train(run)
-        except (RigfitError, KeyboardInterrupt) as error:
+        except BaseException as error:
             if world.is_first:
-                note_end(run, worker.stopped_at_once(run) if isinstance(error, KeyboardInterrupt) else error)
+                crash = RunError(f"Rank {world.rank} ended with {type(error).__name__}: {error}.", run.way_on)
+                note_end(run, worker.told_of(run, world.rank, error) or crash)
             raise
     if world.is_first and not quiet:
         show_end(run)

@@ -27,7 +27,7 @@ from rigfit.errors import Interrupted, RigfitError, RunError
 from rigfit.hardware.detect import wished_threads
 from rigfit.hardware.rig import Rig
 from rigfit.recipes import look_at
-from rigfit.runs.checkpoints import list_checkpoints, step_of
+from rigfit.runs.checkpoints import describe_newest
 from rigfit.runs.follow import follow
 from rigfit.runs.progress import ProgressView
 from rigfit.runs.run import Run, State
@@ -74,10 +74,9 @@ def note_end(run: Run, error: RigfitError) -> None:
 
 
 def _stopped_early(run: Run, number: signal.Signals) -> Interrupted:
-    saved = list_checkpoints(run.checkpoints)
-    reached = f"; the newest checkpoint is of step {step_of(saved[-1])}" if saved else ""
+    newest = describe_newest(run.checkpoints)
     return Interrupted(
-        f"Stopped by {number.name} before the ranks were done{reached}.", run.way_on, signal_number=int(number)
+        f"Stopped by {number.name} before the ranks were done; {newest}.", run.way_on, signal_number=int(number)
     )
 
 

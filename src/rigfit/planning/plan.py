@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -238,6 +239,22 @@ class Plan:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def read(path: str | Path) -> Plan:
+        """Read the plan of a file.
+
+        Raises:
+            UsageError: It cannot be read, or is no plan.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise UsageError(
+                f"The plan {path} cannot be read: {reason}.", "Write one with `rigfit plan RECIPE --out plan.json`."
+            ) from None
+        return Plan.from_json(text)
 
     @staticmethod
     def from_json(text: str) -> Plan:

@@ -79,8 +79,6 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     Raises:
         UsageError: No such recipe or file, or the file lacks `Config`, `build` or `open_data`.
     """
-    if not isinstance(name_or_path, str | Path):
-        raise UsageError(f"{name_or_path!r} is no recipe.", f"There are: {', '.join(RECIPES)}; or the path of a file.")
     name_or_path = str(name_or_path)
     if name_or_path in RECIPES:
         return RECIPES[name_or_path]

@@ -80,6 +80,12 @@ def list_checkpoints(root: Path) -> list[Path]:
     return [folder for folder in _folders(root) if verify(folder, hashes=False) is None]
 
 
+def describe_newest(root: Path) -> str:
+    """Return of which step the newest checkpoint is, in words."""
+    saved = list_checkpoints(root)
+    return f"the newest checkpoint is of step {step_of(saved[-1])}" if saved else "nothing is saved yet"
+
+
 def newest_good(root: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
     """Return the newest checkpoint whose every byte is as written, and the newer ones passed over, each with why."""
     skipped: list[tuple[Path, str]] = []

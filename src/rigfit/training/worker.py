@@ -117,30 +117,29 @@ def main(folder: str) -> int:
     _write_output_to(run.logs / f"rank{rank}.log")
     try:
         train(run, until_exit=True)
-    except RigfitError as error:
-        _report(run, rank, error)
-        return error.exit_code
-    except torch.OutOfMemoryError as error:
-        traceback.print_exc()
-        _report(run, rank, out_of_memory(run, rank, error))
-        return DoesNotFitError.exit_code
-    except KeyboardInterrupt:
-        stopped = stopped_at_once(run)
-        _report(run, rank, stopped)
-        return stopped.exit_code
-    except BaseException:
-        traceback.print_exc()
-        return 1
+    except BaseException as error:
+        if not isinstance(error, RigfitError | KeyboardInterrupt):
+            traceback.print_exc()
+        told = told_of(run, rank, error)
+        if told is None:
+            return 1
+        _report(run, rank, told)
+        return told.exit_code
     finally:
         distributed.stop()
     return 0
 
 
-def stopped_at_once(run: Run) -> Interrupted:
-    """Return what to tell when a second Ctrl-C ended the ranks in the middle of a step."""
-    saved = checkpoints.list_checkpoints(run.checkpoints)
-    newest = f"the newest checkpoint is of step {checkpoints.step_of(saved[-1])}" if saved else "nothing is saved yet"
-    return Interrupted(f"Stopped at once by a second Ctrl-C; {newest}.", run.way_on, signal_number=signal.SIGINT)
+def told_of(run: Run, rank: int, error: BaseException) -> RigfitError | None:
+    """Return what a person is told of what ended a rank; None where only its traceback says anything."""
+    if isinstance(error, RigfitError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return out_of_memory(run, rank, error)
+    if isinstance(error, KeyboardInterrupt):
+        newest = checkpoints.describe_newest(run.checkpoints)
+        return Interrupted(f"Stopped at once by a second Ctrl-C; {newest}.", run.way_on, signal_number=signal.SIGINT)
+    return None
 
 
 def out_of_memory(run: Run, rank: int, error: torch.OutOfMemoryError) -> DoesNotFitError:

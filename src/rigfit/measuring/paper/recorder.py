@@ -16,10 +16,11 @@ from torch.utils._pytree import tree_leaves
 
 from rigfit.measuring.paper import cudnn_rnn
 from rigfit.measuring.paper.accumulation import adds_in_place, references_when_alone
-from rigfit.measuring.paper.cost import Cost, cost_of, hidden_bytes, is_look, unreduced_bytes
+from rigfit.measuring.paper.cost import Cost, cost_of, is_look
 from rigfit.measuring.paper.memo import Memo
 from rigfit.measuring.paper.onednn_rnn import with_workspace
 from rigfit.measuring.paper.refused import refuse_mixed_types
+from rigfit.measuring.paper.scratch import hidden_bytes, unreduced_bytes
 from rigfit.measuring.paper.worst_case import depends_on_values, worst_case
 from rigfit.planning.trace import Call, Kind, Line, Mark, Phase, Storage, Trace
 

@@ -168,7 +168,7 @@ def fit_unet(
     lately = ""
     for epoch in range(1, epochs + 1):
         tell(f"epoch {epoch} of {epochs}{lately}")
-        rows, total = rng.permutation(len(part)), 0.0
+        rows, total = rng.permutation(len(part)), torch.zeros((), device=device)
         for start in range(0, len(rows), batch):
             drawn = [draw_crop(part, int(row), size, threshold, rng) for row in rows[start : start + batch]]
             pictures = torch.stack([picture for picture, _ in drawn]).to(device)
@@ -179,8 +179,8 @@ def fit_unet(
             optimizer.step()
             finish_norms(norms, OneRank())
             schedule.step()
-            total += float(loss.detach()) * len(drawn)
-        lately = f", loss {total / len(rows):.3f}"
+            total += loss.detach() * len(drawn)
+        lately = f", loss {float(total) / len(rows):.3f}"
     return model.eval()
 
 
