@@ -252,7 +252,7 @@ class Plan:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
             raise UsageError(
-                f"The plan {path} cannot be read: {reason}.", "Write one with `rigfit plan RECIPE --out plan.json`."
+                f"{path} cannot be read: {reason}.", "Write one with `rigfit plan RECIPE --out plan.json`."
             ) from None
         return Plan.from_json(text)
 
